@@ -1,0 +1,1 @@
+"""ELECTRA pretraining in JAX: from raw text to a checkpoint, on any mesh."""

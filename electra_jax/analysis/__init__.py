@@ -1,0 +1,1 @@
+"""What a step costs: model FLOPs and hardware peaks, one formula each."""

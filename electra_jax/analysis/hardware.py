@@ -1,0 +1,48 @@
+"""Peak rates of accelerators, published or measured."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+# Dense bfloat16 FLOP/s of one JAX device, by a part of `device_kind`; vendors' data sheets. A v4 or v5p chip
+# is one device; order matters, the first that matches counts.
+_PUBLISHED = (
+    ("v6 lite", 918e12),
+    ("v6e", 918e12),
+    ("v5 lite", 197e12),
+    ("v5e", 197e12),
+    ("v5p", 459e12),
+    ("v5", 459e12),
+    ("v4", 275e12),
+    ("v3", 61.5e12),
+    ("v2", 22.5e12),
+    ("h200", 989e12),
+    ("h100", 989e12),
+    ("a100", 312e12),
+    ("l4", 121e12),
+    ("v100", 125e12),
+    ("t4", 65e12),
+)
+
+
+def peak_flops(device: jax.Device, dtype: str) -> tuple[float, str]:
+    """FLOP/s of one device, and where the figure is from; on a CPU, measured in `dtype` right now."""
+    kind = device.device_kind.lower()
+    for name, peak in _PUBLISHED:
+        if device.platform != "cpu" and name in kind:
+            return peak, f"published, {device.device_kind}"
+    return measured_peak(dtype), f"measured matrix product, {dtype}"
+
+
+def measured_peak(dtype: str, size: int = 1024, repeats: int = 8) -> float:
+    """FLOP/s of the best of a few square matrix products on the default device."""
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a, b: a @ b)
+    product(x, x).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)

@@ -1,0 +1,103 @@
+"""What all command lines share: arguments, the configuration, how they end."""
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ml_collections
+
+from electra_jax import config as config_lib
+from electra_jax.config import Config
+from electra_jax.errors import RunFailed, UserError
+
+_OVERRIDE = "--config."
+
+
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Runs a command line: a `UserError` is one line and status 2, a failed run status 1, Ctrl-C 130."""
+    try:
+        status = main(sys.argv[1:]) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except RunFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def parser(module: str, description: str, with_config: bool = True) -> argparse.ArgumentParser:
+    """An argument parser; `--config.SECTION.FIELD=VALUE` is taken by `parse`."""
+    epilog = "--config.SECTION.FIELD=VALUE overrides any field of the configuration." if with_config else None
+    made = argparse.ArgumentParser(prog=f"python -m {module}", description=description, epilog=epilog, allow_abbrev=False)
+    if with_config:
+        made.add_argument("--config", required=True, metavar="FILE", help="a file of configs/, or one of your own")
+    return made
+
+
+def parse(made: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """The arguments, and the overrides as (field, text)."""
+    overrides, rest = [], []
+    pending = iter(argv)
+    for argument in pending:
+        if argument.startswith(_OVERRIDE):
+            name, equals, text = argument.removeprefix(_OVERRIDE).partition("=")
+            if not equals:
+                text = next(pending, None)
+                if text is None:
+                    raise UserError(f"{argument} has no value; write {argument}=VALUE")
+            overrides.append((name, text))
+        else:
+            rest.append(argument)
+    return made.parse_args(rest), overrides
+
+
+def load_config(path: str, overrides: Sequence[tuple[str, str]]) -> Config:
+    """The configuration of `get_config()` in the Python file `path`, with overrides.
+
+    Raises:
+      UserError: for a file that is not there or has no `get_config`, and for anything wrong in it.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"--config={path}: no such file" + ("" if path.endswith(".py") else "; give a .py file such as configs/small.py"))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None:
+        raise UserError(f"--config={path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"--config={path} cannot be run: {type(error).__name__}: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config={path} has no function get_config()")
+    values = module.get_config()
+    if not isinstance(values, ml_collections.ConfigDict):
+        raise UserError(f"--config={path}: get_config() returned a {type(values).__name__}; it must be an ml_collections.ConfigDict")
+    return apply_overrides(values.to_dict(), overrides)
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> Config:
+    """A configuration from nested values and overrides."""
+    for name, text in overrides:
+        values = config_lib.override(values, name, text)
+    return config_lib.from_dict(values)
+
+
+def use_compilation_cache(directory: Path) -> None:
+    """Keeps compiled programs, so that a run that is started again starts quickly.
+
+    The environment's JAX_COMPILATION_CACHE_DIR comes first.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(directory.absolute()))

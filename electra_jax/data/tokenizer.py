@@ -1,0 +1,233 @@
+"""Tokenizers: WordPiece through `tokenizers`, unigram and BPE through `sentencepiece`.
+
+Both kinds give the same five special tokens, never produced by text that merely spells them, with [PAD] as
+id 0. A tokenizer is a handful of bytes (`files`) that is saved whole with every run and checkpoint.
+"""
+
+import base64
+import collections
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import sentencepiece
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from electra_jax.config import TokenizerConfig
+from electra_jax.data.packing import SpecialTokens
+from electra_jax.errors import UserError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+# Characters that get a piece of their own when a vocabulary is trained; rarer ones become [UNK].
+_CHARACTER_COVERAGE = 0.9999
+
+
+class Tokenizer(Protocol):
+    """What the rest of the code knows of a tokenizer."""
+
+    special: SpecialTokens
+    vocab_size: int
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each text, `[n]` int32, without special tokens; uses all cores."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens left out."""
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The pieces that `ids` stand for."""
+
+    def to_json(self) -> dict[str, str]:
+        """All there is to know, for `from_json`."""
+
+
+def train(config: TokenizerConfig, texts: Sequence[str]) -> Tokenizer:
+    """Trains a vocabulary; the same texts give the same one, byte for byte."""
+    if not texts:
+        raise UserError("config.data.source holds no text to train a vocabulary on")
+    if config.kind == "wordpiece":
+        return WordPiece(_train_wordpiece(config, texts), config.lowercase, config.strip_accents)
+    return SentencePiece(_train_sentencepiece(config, texts))
+
+
+def load_vocab_file(config: TokenizerConfig) -> Tokenizer:
+    """The tokenizer of `tokenizer.vocab_file`: a vocab.txt, or a SentencePiece model.
+
+    Raises:
+      UserError: where the file is absent, of the wrong form, or lacks a special token.
+    """
+    path = Path(config.vocab_file).expanduser()
+    if not path.is_file():
+        raise UserError(f"config.tokenizer.vocab_file={config.vocab_file!r}: no such file")
+    if config.kind == "wordpiece":
+        try:
+            vocabulary = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"config.tokenizer.vocab_file={config.vocab_file!r} is not UTF-8 text; tokenizer.kind=wordpiece reads a vocab.txt") from None
+        return WordPiece(vocabulary, config.lowercase, config.strip_accents)
+    return SentencePiece(path.read_bytes())
+
+
+def from_json(saved: dict[str, str]) -> Tokenizer:
+    """The tokenizer that `to_json` saved."""
+    if saved["kind"] == "wordpiece":
+        strip = {"True": True, "False": False, "None": None}[saved["strip_accents"]]
+        return WordPiece(saved["vocabulary"].split("\n"), saved["lowercase"] == "True", strip)
+    return SentencePiece(base64.b64decode(saved["model"]))
+
+
+def digest(tokenizer: Tokenizer) -> str:
+    """Identifies a tokenizer: equal for two that give the same ids for every text."""
+    return hashlib.sha256(json.dumps(tokenizer.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+class WordPiece:
+    """BERT's and ELECTRA's WordPiece over the given vocabulary, a list of tokens in the order of their ids."""
+
+    def __init__(self, vocabulary: Sequence[str], lowercase: bool, strip_accents: bool | None):
+        ids = {token: index for index, token in enumerate(vocabulary)}
+        if len(ids) != len(vocabulary):
+            twice = next(token for token, count in collections.Counter(vocabulary).items() if count > 1)
+            raise UserError(f"the WordPiece vocabulary lists {twice!r} more than once")
+        missing = [token for token in SPECIAL_TOKENS if token not in ids]
+        if missing:
+            raise UserError(f"the WordPiece vocabulary of {len(vocabulary)} tokens lacks {', '.join(missing)}")
+        if ids["[PAD]"]:
+            raise UserError(f"the WordPiece vocabulary has [PAD] as id {ids['[PAD]']}; it must be the first token")
+        self.special = SpecialTokens(*(ids[token] for token in SPECIAL_TOKENS))
+        self.vocab_size = len(vocabulary)
+        self._vocabulary = list(vocabulary)
+        self._lowercase, self._strip_accents = lowercase, strip_accents
+        self._tokenizer = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+        self._tokenizer.normalizer = _bert_normalizer(lowercase, strip_accents)
+        self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._tokenizer.decoder = decoders.WordPiece()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        # No token is registered as special here, so a text that spells [MASK] is text.
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids if int(i) not in self.special])
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        return [self._vocabulary[int(i)] for i in ids]
+
+    def to_json(self) -> dict[str, str]:
+        return {
+            "kind": "wordpiece",
+            "vocabulary": "\n".join(self._vocabulary),
+            "lowercase": str(self._lowercase),
+            "strip_accents": str(self._strip_accents),
+        }
+
+
+class SentencePiece:
+    """A SentencePiece model (unigram or BPE), given as the bytes of its .model file."""
+
+    def __init__(self, model: bytes):
+        self._model = model
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self.vocab_size = self._processor.vocab_size()
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"tokenizer.vocab_file is not a SentencePiece model ({error})") from None
+        found = {token: self._processor.piece_to_id(token) for token in SPECIAL_TOKENS}
+        unknown = self._processor.unk_id()
+        missing = [token for token, index in found.items() if index == unknown and token != "[UNK]"]
+        if missing:
+            raise UserError(f"the SentencePiece model of {self.vocab_size} pieces lacks {', '.join(missing)}")
+        found["[UNK]"] = unknown
+        if found["[PAD]"]:
+            raise UserError(f"the SentencePiece model has [PAD] as id {found['[PAD]']}; it must be 0")
+        user_defined = [t for t in SPECIAL_TOKENS[2:] if not self._processor.is_control(found[t])]
+        if user_defined:
+            raise UserError(f"the SentencePiece model has {', '.join(user_defined)} as plain pieces; train it with --control_symbols")
+        self.special = SpecialTokens(*(found[token] for token in SPECIAL_TOKENS))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        ids = self._processor.encode(list(texts), num_threads=os.cpu_count() or 1)
+        return [np.asarray(row, np.int32) for row in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._processor.decode([int(i) for i in ids if int(i) not in self.special])
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        return [self._processor.id_to_piece(int(i)) for i in ids]
+
+    def to_json(self) -> dict[str, str]:
+        return {"kind": "sentencepiece", "model": base64.b64encode(self._model).decode()}
+
+
+def _bert_normalizer(lowercase: bool, strip_accents: bool | None) -> normalizers.Normalizer:
+    return normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=strip_accents, lowercase=lowercase
+    )
+
+
+def _train_wordpiece(config: TokenizerConfig, texts: Sequence[str]) -> list[str]:
+    normalizer, split = _bert_normalizer(config.lowercase, config.strip_accents), pre_tokenizers.BertPreTokenizer()
+    words = collections.Counter(
+        word for text in texts for word, _ in split.pre_tokenize_str(normalizer.normalize_str(text))
+    )
+    alphabet = _alphabet(words, config.vocab_size)
+    known = set(alphabet)
+    words = {w: n for w, n in words.items() if w[0] in known and all("##" + c in known for c in w[1:])}
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # The trainer numbers characters in the order of a hash map, which differs from run to run, and breaks
+    # ties by those numbers. Given first, as special tokens, all characters have fixed numbers.
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocab_size, min_frequency=2, special_tokens=[*SPECIAL_TOKENS, *alphabet],
+        continuing_subword_prefix="##", show_progress=False,
+    )  # fmt: skip
+    tokenizer.train_from_iterator((" ".join([w] * n) for w, n in sorted(words.items())), trainer)
+    vocabulary = tokenizer.get_vocab()
+    return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
+def _alphabet(words: collections.Counter, vocab_size: int) -> list[str]:
+    """Single characters that get a token, as first of a word and as continuation (`##`), sorted.
+
+    Held to half the vocabulary, commonest first; characters beyond `_CHARACTER_COVERAGE` are left out.
+    """
+    counts: collections.Counter = collections.Counter()
+    for word, count in words.items():
+        counts[word[0]] += count
+        for character in word[1:]:
+            counts["##" + character] += count
+    total, covered, chosen = sum(counts.values()), 0, []
+    for form, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if covered >= _CHARACTER_COVERAGE * total or len(chosen) >= vocab_size // 2:
+            break
+        covered += count
+        chosen.append(form)
+    # The trainer wants each character without its prefix too.
+    return sorted({*chosen, *(form[-1] for form in chosen)})
+
+
+def _train_sentencepiece(config: TokenizerConfig, texts: Sequence[str]) -> bytes:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            # Lines, since the trainer passes over sentences of more than `max_sentence_length` bytes.
+            sentence_iterator=(line for text in texts for line in text.splitlines() if line.strip()),
+            model_writer=model, model_type=config.kind, vocab_size=config.vocab_size, hard_vocab_limit=False,
+            character_coverage=_CHARACTER_COVERAGE, max_sentence_length=65536,
+            normalization_rule_name="nmt_nfkc_cf" if config.lowercase else "nmt_nfkc",
+            pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, pad_piece="[PAD]", unk_piece="[UNK]",
+            control_symbols=["[CLS]", "[SEP]", "[MASK]"],
+            # More threads add up the same floats in another order, and give another vocabulary.
+            num_threads=1, minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise UserError(f"SentencePiece could not train tokenizer.vocab_size={config.vocab_size}: {error}") from None
+    return model.getvalue()

@@ -1,0 +1,55 @@
+"""Multi-head self-attention within segments."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from electra_jax.config import EncoderConfig
+from electra_jax.models.layers import Linear, normal
+from electra_jax.models.noise import Noise, dropout
+
+# Finite, so that a row with nothing to attend to gives a mean and no NaN.
+_MASKED = -1e9
+
+
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, dropout_rate: float, noise: Noise | None
+) -> jax.Array:
+    """Scaled dot-product attention; a token attends to the tokens of its own segment.
+
+    Scores and their softmax are float32. Dropout falls on the weights, as in BERT.
+
+    Args:
+      query, key, value: `[B, L, H, K]`.
+      segment_ids: `[B, L]`; equal numbers attend to each other (padding, 0, to padding).
+      dropout_rate: of the attention weights.
+      noise: for dropout, or None.
+
+    Returns:
+      `[B, L, H, K]`.
+    """
+    scores = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32)
+    same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]  # [B, 1, L, L]
+    scores = jnp.where(same_segment, scores / math.sqrt(query.shape[-1]), _MASKED)
+    weights = dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype), dropout_rate, noise)
+    return jnp.einsum("bhqs,bshk->bqhk", weights, value)
+
+
+class SelfAttention(nnx.Module):
+    """Projections around `attention`; query, key and value are stored apart."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        size, init = config.hidden_size, normal(config.initializer_range)
+        self.query = Linear(size, size, ("embed", "heads"), init, rngs=rngs)
+        self.key = Linear(size, size, ("embed", "heads"), init, rngs=rngs)
+        self.value = Linear(size, size, ("embed", "heads"), init, rngs=rngs)
+        self.output = Linear(size, size, ("heads", "embed"), init, rngs=rngs)
+        self.num_heads, self.dropout_rate = config.num_attention_heads, config.attention_probs_dropout_prob
+
+    def __call__(self, x: jax.Array, segment_ids: jax.Array, noise: Noise | None) -> jax.Array:
+        """`[B, L, D] -> [B, L, D]`."""
+        heads = (*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads)
+        query, key, value = (linear(x).reshape(heads) for linear in (self.query, self.key, self.value))
+        return self.output(attention(query, key, value, segment_ids, self.dropout_rate, noise).reshape(x.shape))

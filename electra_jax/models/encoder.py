@@ -1,0 +1,68 @@
+"""The Transformer encoder: post-LayerNorm layers, stacked and scanned."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from electra_jax.config import EncoderConfig
+from electra_jax.models.attention import SelfAttention
+from electra_jax.models.layers import LayerNorm, Linear, gelu, normal
+from electra_jax.models.noise import Noise, dropout
+
+
+class Layer(nnx.Module):
+    """Self-attention and a feed-forward network, each followed by dropout, residual and LayerNorm (BERT)."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        hidden, inner, init = config.hidden_size, config.intermediate_size, normal(config.initializer_range)
+        self.attention = SelfAttention(config, rngs=rngs)
+        self.attention_norm = LayerNorm(hidden, config.layer_norm_eps, "embed", rngs=rngs)
+        self.intermediate = Linear(hidden, inner, ("embed", "mlp"), init, rngs=rngs)
+        self.output = Linear(inner, hidden, ("mlp", "embed"), init, rngs=rngs)
+        self.output_norm = LayerNorm(hidden, config.layer_norm_eps, "embed", rngs=rngs)
+        self.dropout_rate = config.hidden_dropout_prob
+
+    def __call__(self, x: jax.Array, segment_ids: jax.Array, noise: Noise | None) -> jax.Array:
+        """`[B, L, D] -> [B, L, D]`."""
+        weights, first, second = (noise and noise.at(place) for place in range(3))
+        x = self.attention_norm(x + dropout(self.attention(x, segment_ids, weights), self.dropout_rate, first))
+        y = self.output(gelu(self.intermediate(x)))
+        return self.output_norm(x + dropout(y, self.dropout_rate, second))
+
+
+class Encoder(nnx.Module):
+    """`num_hidden_layers` layers whose parameters are stacked along a leading axis, `layers`."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        @nnx.split_rngs(splits=config.num_hidden_layers)
+        @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+        def stacked(rngs: nnx.Rngs) -> Layer:
+            return Layer(config, rngs=rngs)
+
+        self.layers = stacked(rngs)
+        self.num_layers, self.remat = config.num_hidden_layers, config.remat
+
+    def __call__(self, x: jax.Array, segment_ids: jax.Array, noise: Noise | None) -> jax.Array:
+        """`[B, L, D] -> [B, L, D]`."""
+        graph, parameters = nnx.split(self.layers)
+
+        def layer(x, inputs):
+            index, own = inputs
+            return nnx.merge(graph, own)(x, segment_ids, noise and noise.at(index)), None
+
+        x, _ = jax.lax.scan(_rematerialised(layer, self.remat), x, (jnp.arange(self.num_layers), parameters))
+        return x
+
+
+def _rematerialised(layer: Callable, remat: str) -> Callable:
+    match remat:
+        case "none":
+            return layer
+        case "dots":
+            # Inside a scan the barrier against common subexpressions is not needed, and costs fusions.
+            return jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+        case "full":
+            return jax.checkpoint(layer, prevent_cse=False)
+    raise ValueError(f"remat={remat!r}")

@@ -1,0 +1,54 @@
+"""The generator: a small encoder with a masked-LM head tied to the word embeddings."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+
+from electra_jax.config import EncoderConfig
+from electra_jax.models.encoder import Encoder
+from electra_jax.models.layers import LayerNorm, Linear, gelu, normal, parameter
+from electra_jax.models.noise import Noise
+
+# Logits come for a vocabulary padded to a multiple of this: the tile of a TPU, and blocks for sampling.
+VOCAB_BLOCK = 128
+
+
+class Generator(nnx.Module):
+    """Encoder and head of the generator; the embeddings are given to it."""
+
+    def __init__(self, config: EncoderConfig, vocab_size: int, *, rngs: nnx.Rngs):
+        size = config.embedding_size
+        if size != config.hidden_size:
+            # TensorFlow's default initialiser, which the reference leaves in place here.
+            self.embeddings_project = Linear(size, config.hidden_size, ("embedding", "embed"), initializers.glorot_uniform(), rngs=rngs)
+        else:
+            self.embeddings_project = None
+        self.encoder = Encoder(config, rngs=rngs)
+        self.transform = Linear(config.hidden_size, size, ("embed", "embedding"), normal(config.initializer_range), rngs=rngs)
+        self.transform_norm = LayerNorm(size, config.layer_norm_eps, "embedding", rngs=rngs)
+        self.output_bias = parameter(rngs, initializers.zeros, (vocab_size,), ("vocab",))
+
+    def hidden(self, embedded: jax.Array, segment_ids: jax.Array, noise: Noise | None) -> jax.Array:
+        """`[B, L, E] -> [B, L, Dg]`."""
+        x = embedded if self.embeddings_project is None else self.embeddings_project(embedded)
+        return self.encoder(x, segment_ids, noise)
+
+    def logits(self, hidden: jax.Array, positions: jax.Array, word_embeddings: jax.Array) -> jax.Array:
+        """Predictions at chosen positions only.
+
+        Args:
+          hidden: `[B, L, Dg]`.
+          positions: `[B, M]`.
+          word_embeddings: `[V, E]`, tied.
+
+        Returns:
+          `[B, M, Vp]` float32, `Vp` the vocabulary padded to a multiple of `VOCAB_BLOCK`; the padded logits
+          are so low that their probability is exactly zero.
+        """
+        x = jnp.take_along_axis(hidden, positions[..., None], axis=1)
+        x = self.transform_norm(gelu(self.transform(x)))
+        padding = -word_embeddings.shape[0] % VOCAB_BLOCK
+        table = jnp.pad(word_embeddings.astype(x.dtype), ((0, padding), (0, 0)))
+        bias = jnp.pad(self.output_bias[...], (0, padding), constant_values=-1e9)
+        return jnp.einsum("bme,ve->bmv", x, table, preferred_element_type=jnp.float32) + bias

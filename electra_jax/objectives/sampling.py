@@ -1,0 +1,45 @@
+"""Sampling replacements from the generator."""
+
+import jax
+import jax.numpy as jnp
+
+from electra_jax.models.generator import VOCAB_BLOCK
+
+
+def uniforms(keys: jax.Array, slots: int) -> jax.Array:
+    """The random numbers of `sample`: `[B, slots, 2]`, from a key an example."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (slots, 2)))(keys)
+
+
+def sample(logits: jax.Array, draws: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """Draws token ids from softmax(logits / temperature); no gradient passes.
+
+    The same distribution as the reference's Gumbel-max, with two uniform numbers instead of one a token of
+    the vocabulary: the first chooses a block of the vocabulary by the blocks' probabilities, the second a
+    token within it. Two, because one would leave too few bits for rare tokens within a block.
+
+    Args:
+      logits: `[B, M, Vp]` float32, `Vp` a multiple of `VOCAB_BLOCK`.
+      draws: `[B, M, 2]`, uniform in [0, 1).
+      temperature: above 1 flattens the distribution.
+
+    Returns:
+      `[B, M]` int32.
+    """
+    logits = jax.lax.stop_gradient(logits)
+    if temperature != 1.0:
+        logits = logits / temperature
+    blocks = logits.reshape(*logits.shape[:-1], -1, VOCAB_BLOCK)
+    blocks = blocks - logits.max(-1)[..., None, None]
+    block = _invert(jnp.exp(blocks).sum(-1), draws[..., 0])  # [B, M]
+    within = jnp.exp(jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :])  # [B, M, VOCAB_BLOCK]
+    return block * VOCAB_BLOCK + _invert(within, draws[..., 1])
+
+
+def _invert(weights: jax.Array, draw: jax.Array) -> jax.Array:
+    """The index that `draw` `[...]` falls on in the cumulated `weights` `[..., N]`; never one of weight 0."""
+    cumulated = jnp.cumsum(weights, axis=-1)
+    index = (cumulated <= draw[..., None] * cumulated[..., -1:]).sum(-1)
+    # Rounding may carry draw * total up to total itself: the last index that has any weight, then.
+    last = weights.shape[-1] - 1 - jnp.argmax(weights[..., ::-1] > 0, axis=-1)
+    return jnp.minimum(index, last).astype(jnp.int32)

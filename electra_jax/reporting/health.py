@@ -1,0 +1,36 @@
+"""Signs that a run collapses: each is said once."""
+
+from collections.abc import Mapping
+
+
+class Health:
+    """Watches figures for the ways replaced-token detection is known to fail."""
+
+    def __init__(self, warmup_steps: int):
+        self._warmup_steps = warmup_steps
+        self._said: set[str] = set()
+
+    def check(self, step: int, figures: Mapping[str, float]) -> list[str]:
+        """Warnings that these figures give and none before gave."""
+        if step <= self._warmup_steps:
+            return []
+        found = {}
+        recall, auc, entropy = (figures.get(name) for name in ("disc_recall", "eval/disc_auc", "generator_entropy"))
+        if recall is not None and recall < 0.005:
+            found["recall"] = (
+                f"disc_recall is {recall:.3f} at step {step} though warm-up is over: the discriminator calls every token original. "
+                "Lower optimizer.learning_rate, or raise objective.disc_weight"
+            )
+        if auc is not None and auc < 0.6:
+            found["auc"] = (
+                f"held-out disc_auc is {auc:.3f} at step {step}, little above chance (0.5): the discriminator learns nothing. "
+                "Lower optimizer.learning_rate, or make the generator smaller (model.generator_hidden_size)"
+            )
+        if entropy is not None and entropy < 0.1:
+            found["entropy"] = (
+                f"generator_entropy is {entropy:.3f} nats at step {step}: the generator has collapsed onto single tokens. "
+                "Lower optimizer.learning_rate, or look at the data for repeated text"
+            )
+        new = [text for name, text in found.items() if name not in self._said]
+        self._said |= found.keys()
+        return new

@@ -1,0 +1,1 @@
+"""State, step, layout, checkpoints and the loop around them."""

@@ -1,0 +1,139 @@
+"""Checkpoints: `checkpoints/STEP/`, each complete in itself.
+
+    params/, opt_state/   arrays (Orbax)
+    run/                  JSON: the configuration, the step, the sequences consumed
+    tokenizer/            JSON: the tokenizer
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from electra_jax.config import CheckpointConfig, Config, from_dict, to_dict
+from electra_jax.errors import UserError
+from electra_jax.models.electra import Params
+from electra_jax.training.state import TrainState
+
+
+class Saved(NamedTuple):
+    """What a checkpoint says of its run."""
+
+    config: Config
+    step: int
+    sequences: int  # consumed; the position in the data
+    tokenizer: dict[str, str]
+
+
+class Checkpoints:
+    """The checkpoints of one work directory. Saving is asynchronous and atomic."""
+
+    def __init__(self, directory: Path, policy: CheckpointConfig):
+        # A should_save_fn leaves Orbax's own preemption policy in place; a save_decision_policy would not.
+        options = ocp.CheckpointManagerOptions(
+            should_save_fn=lambda step, last: step % policy.save_interval_steps == 0,
+            max_to_keep=policy.max_to_keep,
+            keep_period=policy.keep_period or None,
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self.directory = directory
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    def should_save(self, step: int) -> bool:
+        """Whether the policy, or a preemption, wants `step` saved. To be asked at every step."""
+        return self._manager.should_save(step)
+
+    def save(self, step: int, state: TrainState, sequences: int, config: Config, tokenizer: dict[str, str]) -> None:
+        """Saves `state`; returns once it is copied, before it is written."""
+        if step == self.latest_step():
+            return
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            opt_state=ocp.args.StandardSave(state.opt_state),
+            run=ocp.args.JsonSave({"config": to_dict(config), "step": step, "sequences": sequences}),
+            tokenizer=ocp.args.JsonSave(tokenizer),
+        )
+        self._manager.save(step, args=items, force=True)
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.close()
+
+
+def find(path: str) -> tuple[Path, int]:
+    """The checkpoints directory and step that `DIR[@STEP]` names; `DIR` is a work directory.
+
+    Raises:
+      UserError: where there is no such checkpoint.
+    """
+    name, _, wanted = path.partition("@")
+    directory = Path(name) / "checkpoints"
+    steps = saved_steps(directory)
+    if not steps:
+        raise UserError(f"{name}: no checkpoint there; expected folders {directory}/STEP")
+    if wanted and (not wanted.isdigit() or int(wanted) not in steps):
+        raise UserError(f"{path}: no such step; {directory} has {', '.join(map(str, steps))}")
+    return directory, int(wanted) if wanted else steps[-1]
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """Steps with a complete checkpoint, ascending."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def read_saved(directory: Path, step: int) -> Saved:
+    """What the checkpoint `directory/STEP` says of its run; raises `UserError` where it is damaged."""
+    folder = directory / str(step)
+    try:
+        run, tokenizer = (json.loads((folder / name / "metadata").read_text()) for name in ("run", "tokenizer"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder} is no complete checkpoint ({error}); remove it to go on from an older one") from None
+    return Saved(from_dict(run["config"]), run["step"], run["sequences"], tokenizer)
+
+
+def restore(directory: Path, step: int, abstract: TrainState) -> TrainState:
+    """The state of a checkpoint, laid out as `abstract` says, whatever mesh it was saved from."""
+    params = restore_params(directory, step, abstract.params)
+    opt_state = _restore(directory / str(step) / "opt_state", abstract.opt_state)
+    scalar = functools.partial(jax.device_put, device=abstract.step.sharding)
+    return TrainState(scalar(jnp.int32(step)), params, opt_state, scalar(jnp.int32(-1)))
+
+
+def restore_params(directory: Path, step: int, abstract: Params) -> Params:
+    """The parameters alone of a checkpoint, laid out as `abstract` says.
+
+    Raises:
+      UserError: where shapes differ from those of `abstract`.
+    """
+    path = directory / str(step) / "params"
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = _by_name(checkpointer.metadata(path.absolute()).item_metadata)
+    expected = _by_name(abstract)
+    for name in sorted(stored.keys() | expected.keys()):
+        there, here = (tuple(tree[name].shape) if name in tree else "absent" for tree in (stored, expected))
+        if there != here:
+            raise UserError(
+                f"{path.parent}: parameter {name} is {there} there and {here} under this configuration; set the same config.model"
+            )
+    return _restore(path, abstract)
+
+
+def _restore(path: Path, abstract: Any) -> Any:
+    with ocp.StandardCheckpointer() as checkpointer:
+        # Copied: what Orbax hands over may share memory with its buffers, and the step will donate it.
+        return jax.tree.map(jnp.copy, checkpointer.restore(path.absolute(), abstract))
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}

@@ -1,0 +1,53 @@
+"""Held-out figures: the training objective without dropout, on masks that belong to each record."""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from electra_jax.config import Config
+from electra_jax.models.electra import Architecture, Params
+from electra_jax.objectives import masking
+from electra_jax.objectives.layout import TokenIds, read_layout
+from electra_jax.objectives.replaced_tokens import randomness, replaced_token_detection
+from electra_jax.reporting import metrics as metrics_lib
+from electra_jax.training.partitioning import BATCH
+from electra_jax.training.state import EVALUATION_STREAM, stream
+
+EvalStep = Callable[[Params, jax.Array, jax.Array], dict[str, Any]]
+
+
+def evaluation_step(
+    params: Params, input_ids: jax.Array, record: jax.Array, config: Config, architecture: Architecture, ids: TokenIds
+) -> dict[str, Any]:
+    """Sums over one batch; masks and samples depend on (seed, record) alone, whatever batch it is in.
+
+    Args:
+      params: parameter tree.
+      input_ids: `[B, L]`.
+      record: `[B]`, the index of each record in the split.
+      config, architecture, ids: static.
+    """
+    batch = read_layout(input_ids, record, ids)
+    draws = randomness(stream(config.seed, EVALUATION_STREAM), record, dropout=False)
+    masked = masking.choose(draws.masking, batch, ids, config.objective)
+    terms = replaced_token_detection(architecture.merge(params), batch, masked, draws, config.objective)
+    return {"means": {**terms.losses, **terms.metrics}, "histogram": terms.histogram}
+
+
+def make_evaluation_step(config: Config, architecture: Architecture, ids: TokenIds, mesh: Mesh, params: Params) -> EvalStep:
+    """`evaluation_step`, jitted for `mesh`; `params` is the tree as shapes with shardings."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+    batch = NamedSharding(mesh, BATCH)
+    step = functools.partial(evaluation_step, config=config, architecture=architecture, ids=ids)
+    return jax.jit(step, in_shardings=(shardings, batch, batch))
+
+
+def evaluate(step: EvalStep, params: Params, batches: Iterable[tuple[jax.Array, jax.Array]]) -> dict[str, float]:
+    """Held-out figures over `batches` of (input_ids, record); sums are float64, so batches do not matter."""
+    total = metrics_lib.Sums()
+    for input_ids, record in batches:
+        total.add(step(params, input_ids, record))
+    return total.figures()

@@ -1,0 +1,95 @@
+"""The loop around the train step: the same for every run."""
+
+import enum
+import functools
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import jax
+
+from electra_jax.config import Config
+from electra_jax.models.electra import Params
+from electra_jax.reporting.reporter import NotFinite, Reporter
+from electra_jax.training.checkpoint import Checkpoints
+from electra_jax.training.interrupts import Interrupts
+from electra_jax.training.state import TrainState
+
+
+class Position(NamedTuple):
+    """Where a run stands."""
+
+    step: int
+    sequences: int  # consumed, counted on the host: 32 bits are too few for long runs
+
+
+class End(enum.Enum):
+    """Why a run ended."""
+
+    FINISHED = enum.auto()
+    INTERRUPTED = enum.auto()  # Ctrl-C
+    PREEMPTED = enum.auto()  # SIGTERM
+    NOT_FINITE = enum.auto()  # a loss or gradient was NaN or infinite; the state is the one before that step
+
+
+def train(
+    config: Config,
+    state: TrainState,
+    start: Position,
+    step_fn: Callable[[TrainState, jax.Array], tuple[TrainState, dict]],
+    batches: Iterator[jax.Array],
+    evaluate: Callable[[Params], Mapping[str, float]] | None,
+    checkpoints: Checkpoints,
+    tokenizer: dict[str, str],
+    reporter: Reporter,
+) -> tuple[End, TrainState, Position]:
+    """Trains from `start` to the end of the run or to a signal, and saves where it ends.
+
+    A step is reported and evaluated before it is saved, so what `metrics.jsonl` holds up to a checkpoint's
+    step is whole whenever the checkpoint exists.
+
+    Args:
+      config: of the run.
+      state: consumed.
+      start: the position of `state`.
+      step_fn: the jitted step.
+      batches: from `start` on, one a step.
+      evaluate: held-out figures of parameters, or None.
+      checkpoints, tokenizer: where checkpoints go, and what goes into them besides the state.
+      reporter: takes metrics.
+
+    Returns:
+      Why it ended, and the state and position it ended at.
+    """
+    position = start
+    total, skipped = config.train.num_train_steps, frozenset(config.train.skip_steps)
+
+    def save() -> None:
+        checkpoints.save(position.step, state, position.sequences, config, tokenizer)
+
+    with Interrupts() as interrupts:
+        try:
+            while position.step < total and interrupts.received is None:
+                ids = next(batches)
+                if position.step in skipped:
+                    state = state._replace(step=state.step + 1)
+                    reporter.console.say(f"step {position.step} left out, as config.train.skip_steps says")
+                else:
+                    state, metrics = step_fn(state, ids)
+                    reporter.step_done(position.step + 1, metrics)
+                position = Position(position.step + 1, position.sequences + config.train.batch_size)
+
+                if evaluate and (position.step == total or position.step % config.evaluation.interval_steps == 0):
+                    reporter.flush(functools.partial(evaluate, state.params))
+                # Asked at every step: between the intervals it tells of preemptions.
+                if checkpoints.should_save(position.step):
+                    reporter.flush()
+                    save()
+            reporter.flush()
+        except NotFinite:
+            return End.NOT_FINITE, state, position
+        if position != start:
+            save()
+    if position.step == total:
+        return End.FINISHED, state, position
+    return (End.PREEMPTED if interrupts.received == signal.SIGTERM else End.INTERRUPTED), state, position
