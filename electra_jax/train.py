@@ -24,7 +24,6 @@ from electra_jax.reporting.reporter import Reporter
 from electra_jax.reporting.writers import Console, JsonLines, TensorBoard
 from electra_jax.training import checkpoint, loop
 from electra_jax.training.checkpoint import Checkpoints
-from electra_jax.training.evaluation import evaluate
 from electra_jax.training.setup import Setup
 from electra_jax.training.state import TrainState
 from electra_jax.training.step import make_diagnosis
@@ -177,15 +176,15 @@ def _evaluator(setup: Setup, prepared: build.Prepared) -> Callable[[Params], dic
     """params -> held-out figures, or None where nothing is held out."""
     if VALIDATION not in prepared.metadata:
         return None
-    settings = setup.config.evaluation
     records = pipeline.Records(prepared.directory, VALIDATION)
+    settings = setup.config.evaluation
+    rows = setup.rows(settings.batch_size)
 
-    def run(params: Params) -> dict[str, float]:
-        rows = setup.rows(settings.batch_size)
+    def evaluate(params: Params) -> dict[str, float]:
         batches = pipeline.evaluation_batches(records, settings.batch_size, settings.max_records, setup.ids.pad, rows)
-        return evaluate(setup.evaluation_step, params, setup.place(batches, settings.batch_size))
+        return setup.evaluate(params, batches)
 
-    return run
+    return evaluate
 
 
 def _explain_failure(setup: Setup, state: TrainState, start: loop.Position, records: pipeline.Records, workdir: Path) -> None:

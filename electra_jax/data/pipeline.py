@@ -62,7 +62,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    records: Records, batch_size: int, max_records: int = 0, pad: int = 0, rows: slice = slice(None)
+    records: Records, batch_size: int, max_records: int, pad: int, rows: slice = slice(None)
 ) -> Iterator[EvaluationBatch]:
     """The first `max_records` records (0: all), each once; `rows` as in `training_batches`."""
     total = min(len(records), max_records or len(records))

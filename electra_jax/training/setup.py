@@ -5,13 +5,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from electra_jax.config import Config
 from electra_jax.models.electra import Architecture, Params
 from electra_jax.objectives.layout import TokenIds
 from electra_jax.training import partitioning
-from electra_jax.training.evaluation import EvalStep, make_evaluation_step
+from electra_jax.training.evaluation import EvalStep, evaluate, make_evaluation_step
 from electra_jax.training.state import TrainState, abstract_state, init_state
 from electra_jax.training.step import make_train_step
 
@@ -61,6 +62,10 @@ class Setup:
     def init(self, params: Params | None = None) -> TrainState:
         """The state before the first step."""
         return init_state(self.config, self.architecture, self.mesh, params)
+
+    def evaluate(self, params: Params, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+        """Held-out figures of `params` over this process's rows of `batches`."""
+        return evaluate(self.evaluation_step, params, self.place(batches, self.config.evaluation.batch_size))
 
     def place(self, batches: Iterable[Any], batch_size: int) -> Iterator[Any]:
         """Batches of this process's rows, as global arrays on the mesh."""

@@ -1,0 +1,101 @@
+"""Shared fixtures. Tests run on eight simulated CPU devices; most use one of them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import pytest
+
+from electra_jax import config as config_lib
+from electra_jax.data import build
+from electra_jax.training import partitioning
+from electra_jax.training.setup import Setup
+
+ROOT = Path(__file__).parent.parent
+_CACHE = Path(os.environ.get("ELECTRA_JAX_TEST_CACHE", ROOT / ".pytest_cache" / "compiled"))
+
+jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_numpy_rank_promotion", "warn")
+
+# Small enough to compile in seconds on two cores.
+SMALL = {
+    "data": {"max_seq_length": 32, "validation_fraction": 0.05},
+    "tokenizer": {"vocab_size": 512},
+    "model": {
+        "embedding_size": 16,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "generator_hidden_size": 0.5,
+        "max_position_embeddings": 32,
+    },
+    "optimizer": {"learning_rate": 1e-3, "warmup_steps": 5},
+    "train": {"batch_size": 8, "num_train_steps": 20},
+    "evaluation": {"interval_steps": 10, "batch_size": 8, "max_records": 24},
+    "checkpoint": {"save_interval_steps": 5},
+    "reporting": {"interval_steps": 2},
+}
+
+
+def small_config(**sections) -> config_lib.Config:
+    """The test configuration with some fields of some sections changed."""
+    values = {name: dict(section) for name, section in SMALL.items()}
+    for name, changes in sections.items():
+        values[name] = {**values.get(name, {}), **changes} if isinstance(changes, dict) else changes
+    return config_lib.from_dict(values)
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory) -> Path:
+    """About 400 documents of the embedded corpus as plain text."""
+    from electra_jax.data import corpus
+
+    documents = [text for _, text in zip(range(400), corpus.documents(config_lib.DataConfig()))]
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text("\n\n".join(documents))
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_directory(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(scope="session")
+def prepared(corpus_file, data_directory) -> build.Prepared:
+    """The test configuration's data set."""
+    return build.prepare(with_data(small_config(), corpus_file, data_directory), say=lambda text: None)
+
+
+def with_data(config: config_lib.Config, corpus_file: Path, directory: Path) -> config_lib.Config:
+    """`config` on the test corpus."""
+    values = config_lib.to_dict(config)
+    values["data"] |= {"source": str(corpus_file), "directory": str(directory)}
+    return config_lib.from_dict(values)
+
+
+def make_setup(config: config_lib.Config, prepared: build.Prepared, num_devices: int = 1) -> Setup:
+    """The setup of `config` on some of the simulated devices."""
+    mesh = partitioning.make_mesh(config.mesh, jax.devices()[:num_devices])
+    return Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)
+
+
+def run_module(module: str, *arguments, cwd: Path, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:
+    """Runs `python -m electra_jax.MODULE` as a user would, in `cwd`."""
+    command = [sys.executable, "-m", f"electra_jax.{module}", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=process_env(env), capture_output=True, text=True, timeout=600, **options)
+
+
+def process_env(extra: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment of a run: one device, the package importable, compiled programs shared."""
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(_CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**kept, **cache, "PYTHONPATH": path, **(extra or {})}

@@ -1,0 +1,199 @@
+"""The towers, against plain NumPy and against themselves run another way."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from electra_jax.config import ModelConfig
+from electra_jax.models.attention import attention
+from electra_jax.models.electra import Architecture
+from electra_jax.models.noise import Noise
+from electra_jax.objectives.layout import TokenIds, read_layout
+
+VOCAB = 90
+CONFIG = ModelConfig(
+    embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+    generator_hidden_size=0.5, max_position_embeddings=48, initializer_range=0.3,
+)  # fmt: skip
+ARCHITECTURE = Architecture(CONFIG, VOCAB)
+IDS = TokenIds(0, 2, 3, 4, two_segments=False)
+
+
+@pytest.fixture(scope="module")
+def params():
+    made = ARCHITECTURE.init(jax.random.key(0))
+    # Biases and LayerNorms away from zero and one, so that leaving one out is seen.
+    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), made)
+
+
+def run(params, ids, architecture=ARCHITECTURE, noise=None):
+    """Hidden states of the discriminator and both towers' logits, everywhere."""
+    batch = read_layout(jnp.asarray(ids), jnp.arange(len(ids)), IDS)
+    model = architecture.merge(params)
+    embedded = model.shared(batch.input_ids, batch.position_ids, batch.token_type_ids, noise)
+    everywhere = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    generated = model.generator.logits(model.generator.hidden(embedded, batch.segment_ids, noise), everywhere, model.shared.word[...])
+    hidden = model.discriminator.hidden(embedded, batch.segment_ids, noise)
+    return hidden, model.discriminator.logits(hidden), generated
+
+
+def erf(x):
+    return np.vectorize(math.erf)(x)
+
+
+def numpy_layer_norm(x, p):
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / np.sqrt(variance + CONFIG.layer_norm_eps) * p["scale"] + p["bias"]
+
+
+def numpy_linear(x, p):
+    return x @ p["kernel"] + p["bias"]
+
+
+def numpy_gelu(x):
+    return x * 0.5 * (1 + erf(x / math.sqrt(2)))
+
+
+def numpy_encoder(x, p, segment_ids, heads):
+    """BERT's post-LayerNorm encoder, one head and one example at a time, in float64."""
+    size = x.shape[-1] // heads
+    for i in range(CONFIG.num_hidden_layers):
+        layer = jax.tree.map(lambda leaf: leaf[i], p)
+        q, k, v = (numpy_linear(x, layer["attention"][name]) for name in ("query", "key", "value"))
+        mixed = np.zeros_like(x)
+        for b in range(len(x)):
+            for h in range(heads):
+                part = slice(h * size, (h + 1) * size)
+                scores = q[b][:, part] @ k[b][:, part].T / math.sqrt(size)
+                scores[segment_ids[b][:, None] != segment_ids[b][None]] = -np.inf
+                weights = np.exp(scores - scores.max(-1, keepdims=True))
+                mixed[b][:, part] = weights / weights.sum(-1, keepdims=True) @ v[b][:, part]
+        x = numpy_layer_norm(x + numpy_linear(mixed, layer["attention"]["output"]), layer["attention_norm"])
+        inner = numpy_gelu(numpy_linear(x, layer["intermediate"]))
+        x = numpy_layer_norm(x + numpy_linear(inner, layer["output"]), layer["output_norm"])
+    return x
+
+
+PACKED = np.asarray([
+    [2, 10, 11, 12, 3, 2, 20, 21, 3, 2, 30, 31, 32, 33, 3, 0, 0],
+    [2, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 3],
+])  # fmt: skip
+
+
+def test_both_towers_equal_plain_numpy(params):
+    hidden, scores, logits = run(params, PACKED)
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    batch = read_layout(jnp.asarray(PACKED), jnp.arange(2), IDS)
+    segment_ids, positions = np.asarray(batch.segment_ids), np.asarray(batch.position_ids)
+    shared, generator, discriminator = p["shared"], p["generator"], p["discriminator"]
+    embedded = shared["word"][PACKED] + shared["position"][positions] + shared["token_type"][0]
+    embedded = numpy_layer_norm(embedded, shared["norm"])
+    x = numpy_encoder(numpy_linear(embedded, discriminator["embeddings_project"]), discriminator["encoder"]["layers"], segment_ids, 4)
+    np.testing.assert_allclose(hidden, x, atol=2e-5)
+    expected = numpy_linear(numpy_gelu(numpy_linear(x, discriminator["head"])), discriminator["head_output"])[..., 0]
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    x = numpy_encoder(embedded, generator["encoder"]["layers"], segment_ids, 2)  # as wide as the embeddings: no projection
+    x = numpy_layer_norm(numpy_gelu(numpy_linear(x, generator["transform"])), generator["transform_norm"])
+    expected = x @ shared["word"].T + generator["output_bias"]
+    np.testing.assert_allclose(logits[..., :VOCAB], expected, atol=2e-4)
+
+
+def test_packed_equals_one_by_one(params):
+    packed = run(params, PACKED)
+    for start, end in ((0, 5), (5, 9), (9, 15)):
+        alone = run(params, PACKED[:1, start:end])
+        for one, whole in zip(alone, packed, strict=True):
+            np.testing.assert_allclose(whole[:1, start:end], one, atol=2e-5)
+
+
+def test_attention_never_crosses_documents(params):
+    """By gradient: no output of one document depends on another's input. Within a document it does."""
+    batch = read_layout(jnp.asarray(PACKED[:1]), jnp.arange(1), IDS)
+    x = jax.random.normal(jax.random.key(1), (1, 17, 32))
+
+    def outputs(x):
+        return ARCHITECTURE.merge(params).discriminator.encoder(x, batch.segment_ids, None)
+
+    influence = np.abs(jax.jacrev(outputs)(x)).sum(axis=(0, 2, 3, 5))  # [to, from]
+    segment_ids = np.asarray(batch.segment_ids)[0]
+    same = segment_ids[:, None] == segment_ids[None]
+    assert (influence[~same] == 0).all()
+    assert (influence[same] > 0).all()
+
+
+def test_padding_has_no_influence(params):
+    short = run(params, PACKED[:1, :15])
+    long = run(params, np.pad(PACKED[:1], ((0, 0), (0, 8))))
+    for one, other in zip(short, long, strict=True):
+        np.testing.assert_allclose(other[:, :15], one, atol=2e-5)
+
+
+def test_padded_vocabulary_is_never_predicted(params):
+    _, _, logits = run(params, PACKED)
+    assert logits.shape[-1] == 128
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    assert (np.asarray(probabilities[..., VOCAB:]) == 0).all()
+    np.testing.assert_allclose(probabilities[..., :VOCAB].sum(-1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_rematerialisation_changes_nothing(params, remat):
+    other = Architecture(dataclasses.replace(CONFIG, remat=remat), VOCAB)
+    noise = Noise(jax.random.bits(jax.random.key(5), (2, 2)))
+
+    def gradient(architecture):
+        return jax.jit(jax.grad(lambda p: jnp.square(run(p, PACKED, architecture, noise)[1]).sum()))
+
+    jaxprs = [str(jax.make_jaxpr(gradient(a))(params)) for a in (ARCHITECTURE, other)]
+    assert "remat" not in jaxprs[0] and "checkpoint" not in jaxprs[0]
+    assert "remat" in jaxprs[1] or "checkpoint" in jaxprs[1]
+    for one, two in zip(jax.tree.leaves(gradient(ARCHITECTURE)(params)), jax.tree.leaves(gradient(other)(params)), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-3, rtol=1e-4)
+
+
+def test_dropout_acts_in_every_layer_and_both_towers(params):
+    noise = Noise(jax.random.bits(jax.random.key(5), (2, 2)))
+    for with_noise, without in zip(run(params, PACKED, noise=noise), run(params, PACKED), strict=True):
+        assert float(jnp.abs(with_noise - without).max()) > 0.1
+
+
+def test_dropout_of_attention_weights():
+    q, k, v = (jax.random.normal(jax.random.key(i), (4, 16, 2, 8)) for i in range(3))
+    segment_ids = jnp.ones((4, 16), jnp.int32)
+    plain = attention(q, k, v, segment_ids, 0.5, None)
+    draws = jnp.stack([
+        attention(q, k, v, segment_ids, 0.5, Noise(jax.random.bits(jax.random.key(i), (4, 2)))) for i in range(400)
+    ])  # fmt: skip
+    assert float(jnp.abs(draws[0] - plain).max()) > 0.1
+    error = jnp.abs(draws.mean(0) - plain) / (draws.std(0) / 20)
+    assert float(error.max()) < 6  # unbiased: the mean over draws is the plain result
+
+
+def test_initial_values():
+    made = Architecture(ModelConfig(), 30522).init(jax.random.key(3))
+    assert sum(x.size for x in jax.tree.leaves((made["shared"], made["discriminator"]))) == 13_549_057  # HF's 13.5M
+    word = np.asarray(made["shared"]["word"])
+    assert abs(word.std() - 0.02 * 0.8796) < 2e-4  # truncated at two standard deviations
+    assert np.abs(word).max() <= 0.04
+    kernel = np.asarray(made["discriminator"]["encoder"]["layers"]["attention"]["query"]["kernel"])
+    assert np.abs(kernel).max() <= 0.04
+    assert len({layer.tobytes() for layer in kernel}) == 12
+    output = np.asarray(made["discriminator"]["head_output"]["kernel"])
+    limit = math.sqrt(6 / (256 + 1))  # Glorot's uniform, TensorFlow's default
+    assert 0.9 * limit < np.abs(output).max() <= limit
+    zeros = [made["generator"]["output_bias"], made["discriminator"]["head"]["bias"], made["shared"]["norm"]["bias"]]
+    assert all((np.asarray(x) == 0).all() for x in zeros)
+
+
+def test_compute_dtype(params):
+    half = Architecture(dataclasses.replace(CONFIG, dtype="bfloat16"), VOCAB)
+    hidden, scores, logits = run(params, PACKED, half)
+    assert hidden.dtype == jnp.bfloat16
+    assert scores.dtype == logits.dtype == jnp.float32
+    for one, other in zip(run(params, PACKED), (hidden, scores, logits), strict=True):
+        error = jnp.abs(one - other.astype(jnp.float32)).mean() / jnp.abs(one).clip(0, 1e3).mean()
+        assert float(error) < 0.05

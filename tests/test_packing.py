@@ -1,0 +1,104 @@
+"""Records: nothing lost, nothing crossing, the layout read back from the ids alone."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from electra_jax.data.packing import SpecialTokens, pack, two_segments
+from electra_jax.objectives.layout import TokenIds, read_layout
+
+SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
+
+
+def random_documents(count: int, longest: int, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(5, 1000, rng.integers(0, longest)).astype(np.int32) for _ in range(count)]
+
+
+def pieces(records: list[np.ndarray]) -> list[tuple[int, ...]]:
+    """The texts between [CLS] and [SEP], by plain Python."""
+    found = []
+    for record in records:
+        piece = None
+        for token in record.tolist():
+            if token == SPECIAL.cls:
+                assert piece is None
+                piece = []
+            elif token == SPECIAL.sep:
+                found.append(tuple(piece))
+                piece = None
+            elif token != SPECIAL.pad:
+                piece.append(token)
+        assert piece is None
+    return found
+
+
+@pytest.mark.parametrize("length", [8, 33, 128])
+def test_no_token_is_lost(length):
+    documents = random_documents(800, 3 * length)
+    records = list(pack(documents, length, SPECIAL))
+    assert all(record.shape == (length,) and record.dtype == np.int32 for record in records)
+    window = length - 2
+    expected = [tuple(d[i : i + window].tolist()) for d in documents for i in range(0, len(d), window)]
+    assert sorted(pieces(records)) == sorted(expected)
+    assert [tuple(r) for r in pack(documents, length, SPECIAL)] == [tuple(r) for r in records]
+
+
+def test_padding_is_small_and_last():
+    records = np.stack(list(pack(random_documents(5000, 200), 128, SPECIAL)))
+    padding = records == SPECIAL.pad
+    assert padding.mean() < 0.02
+    assert (np.diff(padding.astype(int), axis=1) >= 0).all()
+
+
+def test_more_documents_than_the_buffer_holds():
+    documents = random_documents(40_000, 12)
+    assert sorted(pieces(list(pack(documents, 16, SPECIAL)))) == sorted(tuple(d.tolist()) for d in documents if len(d))
+
+
+def test_layout_of_packed_records():
+    ids = jnp.asarray([[2, 9, 9, 3, 2, 8, 3, 0], [2, 7, 7, 7, 7, 7, 7, 3]])
+    batch = read_layout(ids, jnp.arange(2), TokenIds(0, 2, 3, 4, two_segments=False))
+    assert batch.segment_ids.tolist() == [[1, 1, 1, 1, 2, 2, 2, 0], [1] * 8]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3], list(range(8))]
+    assert batch.token_type_ids.tolist() == [[0] * 8, [0] * 8]
+
+
+def test_layout_of_two_segments():
+    ids = jnp.asarray([[2, 9, 9, 3, 8, 8, 3, 0], [2, 7, 3, 0, 0, 0, 0, 0]])
+    batch = read_layout(ids, jnp.arange(2), TokenIds(0, 2, 3, 4, two_segments=True))
+    assert batch.segment_ids.tolist() == [[1] * 7 + [0], [1, 1, 1] + [0] * 5]
+    assert batch.position_ids.tolist() == [list(range(8)), list(range(8))]
+    assert batch.token_type_ids.tolist() == [[0, 0, 0, 0, 1, 1, 1, 0], [0] * 8]
+
+
+def test_two_segments_follow_the_references_rules():
+    """Form, shares and limits of google-research/electra's build_pretraining_dataset.py."""
+    rng = np.random.default_rng(1)
+    documents = [[rng.integers(5, 1000, rng.integers(1, 30)).astype(np.int32) for _ in range(40)] for _ in range(400)]
+    length = 64
+    records = list(two_segments(documents, length, SPECIAL))
+    separators = [int((record == SPECIAL.sep).sum()) for record in records]
+    assert set(separators) == {1, 2}
+    for record, count in zip(records, separators, strict=True):
+        real = record[record != SPECIAL.pad]
+        assert len(record) == length
+        assert record[0] == SPECIAL.cls
+        assert real[-1] == SPECIAL.sep
+        assert (record[: len(real)] != SPECIAL.pad).all()
+        assert (real == SPECIAL.cls).sum() == 1
+        if count == 2:
+            first = int(np.argmax(real == SPECIAL.sep)) - 1
+            assert first >= 1
+    single = separators.count(1) / len(records)
+    assert 0.07 < single < 0.25  # 10 % on purpose, and where one line filled the example
+    short = np.mean([(record == SPECIAL.pad).sum() > length // 3 for record in records])
+    assert 0.005 < short < 0.15  # 5 % have a random target length
+    assert [r.tolist() for r in two_segments(documents, length, SPECIAL)] == [r.tolist() for r in records]
+
+
+def test_two_segments_keep_the_order_of_the_text():
+    lines = [np.arange(5 + 10 * i, 15 + 10 * i, dtype=np.int32) for i in range(20)]
+    for record in two_segments([lines], 48, SPECIAL):
+        text = record[record > 4]
+        assert (np.diff(text) > 0).all()

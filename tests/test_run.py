@@ -1,0 +1,308 @@
+"""Whole runs in real processes: killed, interrupted, resumed, broken."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from conftest import SMALL, process_env, run_module
+
+from electra_jax.training import checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, corpus_file) -> Path:
+    """A folder with a configuration file, as a user would have; data sets made there are shared by the runs."""
+    folder = tmp_path_factory.mktemp("runs")
+    values = json.dumps({**SMALL, "data": {**SMALL["data"], "source": str(corpus_file)}})
+    (folder / "small.py").write_text(
+        f"import json\nimport ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict(json.loads({values!r}))\n"
+    )
+    return folder
+
+
+def train(place, workdir, *overrides, **options) -> subprocess.CompletedProcess:
+    return run_module("train", "--config=small.py", f"--workdir={workdir}", *overrides, cwd=place, **options)
+
+
+def start(place, workdir, *overrides) -> subprocess.Popen:
+    command = [sys.executable, "-m", "electra_jax.train", "--config=small.py", f"--workdir={workdir}", *overrides]
+    return subprocess.Popen(command, cwd=place, env=process_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition, process, seconds=120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None or time.monotonic() > end:
+            raise AssertionError(f"ended or timed out before the moment came: {process.communicate()[0]}")
+        time.sleep(0.002)
+
+
+def metrics(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def parameters(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """All arrays of a checkpoint, read by Orbax without our code."""
+    import orbax.checkpoint as ocp
+
+    found = {}
+    for item in ("params", "opt_state"):
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.restore((workdir / "checkpoints" / str(step) / item).absolute())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return found
+
+
+def assert_identical(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys() and len(one) > 100
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+_CLOCK = {"step_seconds", "tokens_per_second", "utilisation", "seconds_left"}
+
+
+def numbers(rows: list[dict]) -> list[dict]:
+    """The rows without what depends on the clock."""
+    return [{name: value for name, value in row.items() if name not in _CLOCK} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(place) -> Path:
+    """An undisturbed run of 20 steps."""
+    done = train(place, "undisturbed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (place / "undisturbed.log").write_text(done.stdout)
+    return place / "undisturbed"
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    assert checkpoint.saved_steps(finished / "checkpoints") == [10, 15, 20]  # the newest three
+    rows = metrics(finished)
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps)) == list(range(2, 21, 2))
+    names = {"loss", "masked_lm_loss", "disc_loss", "masked_lm_accuracy", "disc_accuracy", "disc_auc", "disc_precision",
+             "disc_recall", "replaced_share", "learning_rate", "grad_norm"}  # fmt: skip
+    assert names <= rows[0].keys()
+    held_out = {f"eval/{name}" for name in names - {"loss", "learning_rate", "grad_norm"}}
+    assert [row["step"] for row in rows if held_out <= row.keys()] == [10, 20]
+    assert json.loads((finished / "config.json").read_text())["train"]["num_train_steps"] == 20
+    info = json.loads((finished / "run.json").read_text())
+    for name in ("devices", "mesh", "batch", "compute", "parameters", "model_flops", "planned", "data", "versions"):
+        assert name in info
+    assert info["planned"]["tokens"] == 20 * 8 * 32
+    assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
+    log = (finished.parent / "undisturbed.log").read_text()
+    assert re.search(r"^step 2/20  loss \d+\.\d+  masked_lm_loss ", log, re.M)
+    assert "\r" not in log and "\x1b" not in log  # plain lines in a pipe
+    saved = checkpoint.read_saved(finished / "checkpoints", 20)
+    assert (saved.step, saved.sequences) == (20, 160)
+    assert saved.tokenizer["kind"] == "wordpiece"
+
+
+def test_tensorboard_reads_the_events(finished):
+    from tensorboardX.proto import event_pb2
+
+    (path,) = (finished / "tensorboard").glob("events.out.tfevents.*")
+    data, found, at = path.read_bytes(), {}, 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 8], "little")
+        event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
+        for value in event.summary.value:
+            found.setdefault(value.tag, {})[event.step] = value.simple_value
+        at += 16 + size
+    assert sorted(found["train/loss"]) == list(range(2, 21, 2))
+    assert sorted(found["eval/disc_auc"]) == [10, 20]
+    assert found["train/loss"][20] == pytest.approx(metrics(finished)[-1]["loss"], rel=1e-6)
+
+
+def test_a_finished_run_says_so(place, finished):
+    before = (finished / "metrics.jsonl").read_text()
+    again = train(place, "undisturbed")
+    assert again.returncode == 0
+    assert "is finished: it stands at step 20" in again.stdout
+    assert (finished / "metrics.jsonl").read_text() == before
+
+
+def test_killed_at_any_moment_it_ends_the_same(place, finished):
+    """SIGKILL at five moments of one run, resumed each time: bit for bit the undisturbed run."""
+    workdir = place / "killed"
+    progress = workdir / "metrics.jsonl"
+
+    def lines() -> int:
+        return len(progress.read_text().splitlines()) if progress.exists() else 0
+
+    moments = [
+        lambda: lines() >= 1,  # before the first checkpoint
+        lambda: (workdir / "checkpoints").exists() and any((workdir / "checkpoints").glob("5*")),  # while one is written
+        lambda: lines() >= 4,
+        lambda: any(p.name == "10" for p in (workdir / "checkpoints").iterdir()) and lines() >= 6,
+        lambda: any((workdir / "checkpoints").glob("15*")),
+    ]
+    for moment in moments:
+        process = start(place, "killed")
+        wait_for(moment, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    with open(progress, "a") as file:
+        file.write('{"step": 19, "loss": 1.')  # a line cut short
+    last = train(place, "killed")
+    assert last.returncode == 0, last.stdout + last.stderr
+    assert "going on from" in last.stdout
+    assert_identical(parameters(workdir, 20), parameters(finished, 20))
+    assert numbers(metrics(workdir)) == numbers(metrics(finished))
+    control = train(place, "control", "--config.seed=1")
+    assert control.returncode == 0
+    with pytest.raises(AssertionError):
+        assert_identical(parameters(place / "control", 20), parameters(finished, 20))
+
+
+@pytest.mark.parametrize(("number", "status", "words"), [(signal.SIGINT, 130, "stopped at step"), (signal.SIGTERM, 0, "preempted at step")])
+def test_a_signal_saves_and_the_same_command_goes_on(place, finished, number, status, words):
+    name = f"signal{int(number)}"
+    process = start(place, name)
+    wait_for(lambda: (place / name / "metrics.jsonl").exists() and len(metrics(place / name)) >= 1, process)
+    process.send_signal(number)
+    output = process.communicate()[0]
+    if "finished at step 20" in output:
+        pytest.fail("the run was over before the signal came")
+    assert process.returncode == status, output
+    step = int(re.search(rf"{words} (\d+)", output).group(1))
+    assert checkpoint.saved_steps(place / name / "checkpoints")[-1] == step
+    assert "the same command goes on" in output
+    assert train(place, name).returncode == 0
+    assert_identical(parameters(place / name, 20), parameters(finished, 20))
+
+
+def test_evaluate_gives_the_runs_own_figures(place, finished):
+    found = []
+    for size in (8, 24):
+        done = run_module("evaluate", f"--workdir={finished}", f"--config.evaluation.batch_size={size}", f"--json={place / 'e.json'}", cwd=place)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((place / "e.json").read_text()))
+    final = metrics(finished)[-1]
+    for name, value in found[0].items():
+        assert found[1][name] == pytest.approx(value, rel=1e-6, abs=1e-7)
+        assert name == "step" or final[f"eval/{name}"] == pytest.approx(value, rel=1e-6, abs=1e-7)
+
+
+def test_changes_on_resume(place, finished):
+    refused = train(place, "undisturbed", "--config.model.hidden_size=64", "--config.seed=3")
+    assert refused.returncode == 2
+    assert "config.seed was 0, now 3" in refused.stderr and "config.model.hidden_size was 32, now 64" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert checkpoint.saved_steps(finished / "checkpoints")[-1] == 20
+
+
+def test_branch_init_and_a_longer_run(place, finished):
+    """A cooldown from any checkpoint; weights alone; both leave the first run as it was."""
+    cooldown = ["--config.optimizer.schedule=wsd", "--config.optimizer.cooldown_steps=6", "--config.train.num_train_steps=16"]
+    branched = train(place, "branch", f"--branch={finished}@10", *cooldown)
+    assert branched.returncode == 0, branched.stdout + branched.stderr
+    assert "WARNING: config.optimizer.schedule was 'linear'" in branched.stdout
+    rows = metrics(place / "branch")
+    assert [row["step"] for row in rows] == [12, 14, 16]
+    rates = [row["learning_rate"] for row in rows]
+    np.testing.assert_allclose(rates, [1e-3 * (16 - step) / 6 for step in (11, 13, 15)], rtol=1e-5)
+    started = train(place, "init", f"--init={finished}", "--config.train.num_train_steps=2")
+    assert started.returncode == 0, started.stdout + started.stderr
+    fresh = metrics(finished)[0]["masked_lm_loss"]
+    assert metrics(place / "init")[0]["masked_lm_loss"] < fresh
+    for flag, part in ((f"--init={finished}@7", "no such step"), ("--init=nowhere", "no checkpoint there")):
+        bad = train(place, "bad", flag)
+        assert (bad.returncode, bad.stderr.count("\n")) == (2, 1)
+        assert part in bad.stderr
+    other = train(place, "bad", f"--init={finished}", "--config.model.hidden_size=64")
+    assert other.returncode == 2
+    assert "parameter discriminator/" in other.stderr
+    other = train(place, "bad", f"--init={finished}", "--config.tokenizer.vocab_size=300")
+    assert other.returncode == 2
+    assert "vocabulary" in other.stderr
+
+
+def test_a_run_that_is_not_finite(place):
+    """It stops with all that is needed to see why, keeps the last good checkpoint, and can be told to go on."""
+    # An absurd learning rate from step 7 on: the run has a checkpoint, 5, and fails soon after.
+    huge = ["--config.optimizer.learning_rate=1e38", "--config.optimizer.warmup_steps=1000000"]
+    done = train(place, "nan", "--config.checkpoint.save_interval_steps=1", *huge)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1
+    step = int(re.search(r"step (\d+) gave a loss or gradient that is not finite", done.stderr).group(1))
+    assert f"--config.train.skip_steps={step}" in done.stderr
+    assert checkpoint.saved_steps(place / "nan" / "checkpoints")[-1] == step
+    assert all(np.isfinite(x).all() for x in parameters(place / "nan", step).values())
+    with np.load(place / "nan" / f"failure-{step}.npz") as arrays:
+        assert arrays["input_ids"].shape == (8, 32)
+        assert arrays["masked_positions"].shape == arrays["sampled_ids"].shape == (8, 4)
+    report = json.loads((place / "nan" / f"failure-{step}.json").read_text())
+    assert any(not math.isfinite(value) for value in [*report["losses"].values(), *report["gradient_norms"].values()])
+    skipped = train(place, "nan", f"--config.train.skip_steps={step}", "--config.optimizer.learning_rate=1e-9", "--config.train.num_train_steps=" + str(step + 2))
+    assert f"step {step} left out" in skipped.stdout
+
+
+BAD_RUNS = [
+    (["--config.train.batch_size=7", "--config.mesh.data=2"], "config.mesh.data=2"),
+    (["--config.mesh.fsdp=3"], "must multiply to the number of devices, 1"),
+    (["--config.data.source=absent/*.txt"], "names no file"),
+    (["--config.tokenizer.vocab_file=absent.txt"], "no such file"),
+    (["--config.model.dtype=int8"], "float32, bfloat16"),
+    (["--config.train.batch_size"], "has no value"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "part"), BAD_RUNS, ids=lambda value: value[0][9:] if isinstance(value, list) else "")
+def test_bad_input_is_one_line_and_status_2(place, arguments, part):
+    done = train(place, "never", *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert part in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not (place / "never" / "checkpoints").exists()
+
+
+def test_batch_must_fit_the_mesh(place):
+    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = train(place, "never", "--config.train.batch_size=12", env=env)
+    assert done.returncode == 2
+    assert "config.train.batch_size=12 cannot work: it must be a multiple of 8" in done.stderr
+
+
+def test_unknown_arguments_and_missing_config(place):
+    for module, arguments in (("train", []), ("train", ["--config=small.py", "--stepps=3"]), ("evaluate", []), ("prepare", ["--config=no.py"])):
+        done = run_module(module, *arguments, cwd=place)
+        assert done.returncode == 2, (module, arguments)
+        assert "Traceback" not in done.stderr
+
+
+def test_benchmark_writes_its_figures(place):
+    done = run_module("benchmark", "--config=small.py", "--steps=3", "--json=b.json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((place / "b.json").read_text())
+    assert figures["batch_size"] == 8
+    assert figures["tokens_per_second"] == pytest.approx(8 * 32 / figures["step_seconds"])
+    assert figures["utilisation"] == pytest.approx(figures["model_flops"] / figures["step_seconds"] / figures["peak_flops"])
+    assert 10**8 < figures["peak_memory_bytes"] < 10**10
+    assert "resident" in figures["peak_memory_source"]
+    assert os.path.exists(place / "b.json") and ml_collections
+
+
+def test_resume_on_another_mesh(place, finished):
+    """From one device to eight: the same batches, masks and samples, losses equal to rounding."""
+    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = train(place, "mesh", f"--branch={finished}@10", "--config.mesh.fsdp=2", "--config.mesh.tensor=2", env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for one, other in zip(numbers(metrics(finished))[5:], numbers(metrics(place / "mesh")), strict=True):
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-5)

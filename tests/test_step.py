@@ -1,0 +1,220 @@
+"""The train step: arithmetic against NumPy, and the same numbers however it is computed."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, make_setup, small_config
+
+from electra_jax.data import pipeline
+from electra_jax.reporting.metrics import figures
+from electra_jax.training.optimizer import is_decayed, learning_rate, make_optimizer
+from electra_jax.training.step import corrupt
+
+GOLDEN = ROOT / "tests" / "golden_metrics.json"
+
+
+def batches(prepared, config, count):
+    records = pipeline.Records(prepared.directory, "train")
+    made = pipeline.training_batches(records, config.seed, 0, config.train.batch_size)
+    return [next(made) for _ in range(count)]
+
+
+def run(config, prepared, steps, num_devices=1):
+    """The state after some steps, and the metrics of each."""
+    setup = make_setup(config, prepared, num_devices)
+    state, found = setup.init(), []
+    for ids in setup.place(batches(prepared, config, steps), config.train.batch_size):
+        state, metrics = setup.train_step(state, ids)
+        found.append(figures(jax.device_get(metrics)))
+    return jax.device_get(state), found
+
+
+def assert_close(one, other, **tolerance):
+    flat_one, flat_other = (jax.tree_util.tree_leaves_with_path(tree) for tree in (one, other))
+    for (path, a), (_, b) in zip(flat_one, flat_other, strict=True):
+        np.testing.assert_allclose(a, b, err_msg=jax.tree_util.keystr(path), **tolerance)
+
+
+def test_loss_falls(prepared):
+    config = small_config(model={"hidden_dropout_prob": 0.0}, optimizer={"learning_rate": 5e-3}, train={"num_train_steps": 60})
+    setup = make_setup(config, prepared)
+    (ids,) = batches(prepared, config, 1)
+    state, losses = setup.init(), []
+    for _ in range(40):
+        state, metrics = setup.train_step(state, ids)
+        losses.append(figures(jax.device_get(metrics))["loss"])
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_accumulation_equals_one_batch(prepared, accumulation):
+    """With dropout, masks and samples on: they belong to the example, not to the part it is computed in."""
+    whole, whole_metrics = run(small_config(), prepared, 3)
+    split, split_metrics = run(small_config(train={"gradient_accumulation_steps": accumulation}), prepared, 3)
+    for one, other in zip(whole_metrics, split_metrics, strict=True):
+        np.testing.assert_allclose([one[n] for n in sorted(one)], [other[n] for n in sorted(one)], rtol=2e-5, atol=1e-6)
+    assert_close(whole.params, split.params, atol=2e-6, rtol=1e-4)
+    other_seed, _ = run(small_config(seed=1), prepared, 3)
+    with pytest.raises(AssertionError):  # the control: these tolerances do tell runs apart
+        assert_close(whole.params, other_seed.params, atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_sharded_equals_unsharded(prepared, data, fsdp, tensor):
+    one, one_metrics = run(small_config(), prepared, 3)
+    mesh = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    many, many_metrics = run(small_config(mesh=mesh), prepared, 3, num_devices=8)
+    for a, b in zip(one_metrics, many_metrics, strict=True):
+        np.testing.assert_allclose([a[n] for n in sorted(a)], [b[n] for n in sorted(a)], rtol=2e-5, atol=1e-6)
+    assert_close(one.params, many.params, atol=2e-6, rtol=1e-4)
+
+
+def test_parameters_are_laid_out_by_the_rules(prepared):
+    setup = make_setup(small_config(mesh={"data": 2, "fsdp": 2, "tensor": 2}), prepared, 8)
+    params = setup.init().params
+    layers = params["discriminator"]["encoder"]["layers"]
+    assert layers["intermediate"]["kernel"].sharding.spec == (None, "fsdp", "tensor")
+    assert layers["attention"]["query"]["kernel"].sharding.spec == (None, "fsdp", "tensor")
+    assert layers["output_norm"]["scale"].sharding.spec == (None, "fsdp")
+    assert params["shared"]["word"].sharding.spec == ("tensor", None)
+
+
+def test_masks_and_samples_follow_the_step(prepared):
+    config = small_config()
+    setup = make_setup(config, prepared)
+    (ids,) = batches(prepared, config, 1)
+    drawn = [corrupt(jnp.int32(step), ids, config, setup.ids) for step in (3, 3, 4)]
+    positions = [np.asarray(masked.positions) for _, masked, _ in drawn]
+    np.testing.assert_array_equal(positions[0], positions[1])
+    assert not np.array_equal(positions[0], positions[2])
+
+
+def numpy_updates(params, gradients, config):
+    """ELECTRA's optimizer in plain NumPy: clip, Adam without bias correction, decoupled decay by name."""
+    o = config.optimizer
+    params = {name: value.astype(np.float64) for name, value in params.items()}
+    m = {name: 0.0 for name in params}
+    v = {name: 0.0 for name in params}
+    for step, gradient in enumerate(gradients):
+        norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradient.values()))
+        rate = o.learning_rate * (1 - step / config.train.num_train_steps) * min(1, step / o.warmup_steps)
+        for name, g in gradient.items():
+            g = g * min(1, o.clip_norm / norm)
+            m[name] = o.beta1 * m[name] + (1 - o.beta1) * g
+            v[name] = o.beta2 * v[name] + (1 - o.beta2) * g**2
+            update = m[name] / (np.sqrt(v[name]) + o.eps)
+            if not any(part in name for part in ("bias", "scale")):
+                update = update + o.weight_decay * params[name]
+            params[name] = params[name] - rate * update
+    return params
+
+
+def test_optimizer_equals_numpy():
+    config = small_config(optimizer={"learning_rate": 0.1, "warmup_steps": 3, "weight_decay": 0.1}, train={"num_train_steps": 10})
+    rng = np.random.default_rng(0)
+    # Stacked parameters: biases and scales have two dimensions, and still do not decay.
+    shapes = {"kernel": (2, 4, 3), "bias": (2, 3), "scale": (2, 4), "word": (5, 4), "output_bias": (5,)}
+    params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    sizes = (0.01, 5.0, 1.0, 100.0, 0.1, 1.0, 1.0)  # some clipped, some not
+    gradients = [{n: (s * rng.normal(size=shape)).astype(np.float32) for n, shape in shapes.items()} for s in sizes]
+    optimizer = make_optimizer(config.optimizer, params)
+    state, now = optimizer.init(params), params
+    for step, gradient in enumerate(gradients):
+        direction, state = optimizer.update(gradient, state, now)
+        now = jax.tree.map(lambda p, d, rate=learning_rate(jnp.int32(step), config): p - rate * d, now, direction)
+    assert_close(now, numpy_updates(params, gradients, config), rtol=2e-5, atol=1e-6)
+
+
+def test_decay_goes_by_name(prepared):
+    decayed = is_decayed(make_setup(small_config(), prepared).architecture.shapes)
+    names = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): value
+        for path, value in jax.tree_util.tree_leaves_with_path(decayed)
+    }
+    assert names["shared/word"] and names["shared/position"] and names["shared/token_type"]  # embeddings decay
+    assert not names["shared/norm/scale"] and not names["generator/output_bias"]
+    for name, value in names.items():
+        assert value == (not name.endswith(("bias", "scale"))), name
+
+
+def test_schedules():
+    def rates(**optimizer):
+        config = small_config(optimizer={"learning_rate": 1.0, "warmup_steps": 10, **optimizer}, train={"num_train_steps": 100})
+        return [float(learning_rate(jnp.int32(step), config)) for step in range(101)]
+
+    linear = rates()
+    np.testing.assert_allclose(linear, [min(1, s / 10) * (1 - s / 100) for s in range(101)], atol=1e-6)
+    assert max(linear) == pytest.approx(0.9)  # the nominal peak is not reached, as in the reference
+    cosine = rates(schedule="cosine")
+    np.testing.assert_allclose(cosine[10:], [0.5 * (1 + np.cos(np.pi * (s - 10) / 90)) for s in range(10, 101)], atol=1e-6)
+    np.testing.assert_allclose(cosine[:10], np.arange(10) / 10, atol=1e-6)
+    stable = rates(schedule="wsd", cooldown_steps=20)
+    np.testing.assert_allclose(stable[10:81], 1, atol=1e-6)
+    np.testing.assert_allclose(stable[80:], np.linspace(1, 0, 21), atol=1e-6)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(prepared):
+    """Nor do those that were dispatched behind it; the state stays the one that step began with."""
+    config = small_config()
+    setup = make_setup(config, prepared)
+    first, second, third = setup.place(batches(prepared, config, 3), config.train.batch_size)
+    state, _ = setup.train_step(setup.init(), first)
+    broken = jax.tree.map(lambda x: x, state.params)
+    broken["discriminator"]["head_output"]["bias"] = jnp.full((1,), jnp.inf)
+    before = jax.device_get(broken)
+    moments = jax.device_get(state.opt_state)
+    state, metrics = setup.train_step(state._replace(params=broken), second)
+    assert int(metrics["failed_step"]) == 1
+    state, metrics = setup.train_step(state, third)
+    assert int(metrics["failed_step"]) == 1 and int(state.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.opt_state), moments)
+
+
+def test_evaluation_is_the_same_for_any_batch_size(prepared):
+    """Masks and samples belong to the record, sums are divided once."""
+    records = pipeline.Records(prepared.directory, "validation")
+    found = []
+    for size in (4, 8, 24):
+        config = small_config(evaluation={"batch_size": size})
+        setup = make_setup(config, prepared)
+        found.append(setup.evaluate(setup.init().params, pipeline.evaluation_batches(records, size, 23, 0)))
+    assert set(found[0]) >= {
+        "masked_lm_loss", "masked_lm_accuracy", "disc_loss", "disc_accuracy", "disc_auc", "disc_precision", "disc_recall",
+        "replaced_share",
+    }  # fmt: skip
+    for other in found[1:]:
+        for name, value in found[0].items():
+            assert other[name] == pytest.approx(value, rel=1e-6, abs=1e-7), name
+    setup = make_setup(small_config(seed=1), prepared)
+    other = setup.evaluate(make_setup(small_config(), prepared).init().params, pipeline.evaluation_batches(records, 8, 23, 0))
+    assert other["masked_lm_loss"] != pytest.approx(found[0]["masked_lm_loss"], rel=1e-6)  # the control
+
+
+def test_golden_first_metrics(prepared):
+    """The first steps' numbers, per version of jax, since they differ between versions in the last bits.
+
+    If a change is meant to alter them (initial values, masks, samples, losses, optimizer), delete the entry,
+    run this test once to have it written, and say in the commit why it changed. Otherwise it found a bug.
+    """
+    _, metrics = run(small_config(), prepared, 4)
+    rounded = [{name: round(value, 6) for name, value in sorted(row.items())} for row in metrics]
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if jax.__version__ not in golden:
+        # Versions agree to rounding, so any other entry still tells a changed algorithm.
+        assert golden, "no golden numbers at all"
+        golden = {jax.__version__: next(iter(golden.values()))}
+    for row, expected in zip(rounded, golden[jax.__version__], strict=True):
+        assert row == pytest.approx(expected, rel=2e-4, abs=2e-5)
+
+
+def test_one_step_for_every_dtype(prepared):
+    config = small_config(model={"dtype": "bfloat16"})
+    state, metrics = run(config, prepared, 3)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
+    _, reference = run(dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32")), prepared, 3)
+    assert metrics[0]["masked_lm_loss"] == pytest.approx(reference[0]["masked_lm_loss"], rel=1e-2)

@@ -1,0 +1,69 @@
+"""The house rules, kept by the code itself."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "electra_jax"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# What each room may import of ours, besides its own modules and errors.
+ALLOWED = {
+    "config": set(),
+    "errors": set(),
+    "data": {"config"},
+    "models": {"config"},
+    "objectives": {"models", "config"},
+    "training": {"objectives", "models", "config", "reporting"},
+    "reporting": {"config"},
+    "analysis": {"config", "models"},
+}
+COMMANDS = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "config", "errors", "cli"}
+
+
+def room(path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path) -> set[str]:
+    """The rooms of ours that a module imports, and the top names of what else it does."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" if node.module == "electra_jax" else node.module for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] if name.startswith("electra_jax.") else name.split(".")[0] for name in names}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    ours = imports(path) & (ALLOWED.keys() | COMMANDS | {"cli"})
+    if room(path) in ALLOWED:
+        assert ours <= ALLOWED[room(path)] | {room(path), "errors"}
+    else:
+        assert not ours & (COMMANDS - {path.stem}), "a command line imports another"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_or_foreign_packages_stay_out(path):
+    found = imports(path)
+    assert not found & {"tensorflow", "torch", "transformers", "clu"}
+    if room(path) in ("models", "objectives"):
+        assert not found & {"tensorflow_datasets", "orbax", "absl", "argparse", "grain"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 320
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 75, f"{node.name} is long"
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and node.col_offset == 0:
+            assert ast.get_docstring(node) or node.name == "main", f"{node.name} has no docstring"
