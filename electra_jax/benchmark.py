@@ -22,7 +22,9 @@ from electra_jax.training.setup import Setup
 
 def main(argv: list[str]) -> None:
     parser = cli.parser("electra_jax.benchmark", "Times training steps: reading, step and metrics.")
-    parser.add_argument("--steps", type=int, default=10, help="steps that are timed, after three that are not (default: 10)")
+    parser.add_argument(
+        "--steps", type=int, default=10, help="steps that are timed, after three that are not (default: 10)"
+    )
     parser.add_argument("--json", metavar="FILE", help="where the figures go besides the terminal")
     args, overrides = cli.parse(parser, argv)
     if args.steps < 1:
@@ -30,7 +32,9 @@ def main(argv: list[str]) -> None:
     config = cli.load_config(args.config, overrides)
     # In a process of its own: building the data must not count in the peak memory of training.
     prepare = [sys.executable, "-m", "electra_jax.prepare", f"--config={args.config}"]
-    prepared = subprocess.run([*prepare, *(f"--config.{name}={text}" for name, text in overrides)], stdout=subprocess.DEVNULL)
+    prepared = subprocess.run(
+        [*prepare, *(f"--config.{name}={text}" for name, text in overrides)], stdout=subprocess.DEVNULL
+    )
     if prepared.returncode:
         sys.exit(prepared.returncode)
     cli.use_compilation_cache(Path("runs") / "compilation_cache")

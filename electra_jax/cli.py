@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import ml_collections
 
-from electra_jax import config as config_lib
+from electra_jax import config_loading
 from electra_jax.config import Config
 from electra_jax.errors import RunFailed, UserError
 
@@ -57,7 +57,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 def parser(module: str, description: str, with_config: bool = True) -> argparse.ArgumentParser:
     """An argument parser; `--config.SECTION.FIELD=VALUE` is taken by `parse`."""
     epilog = "--config.SECTION.FIELD=VALUE overrides any field of the configuration." if with_config else None
-    made = argparse.ArgumentParser(prog=f"python -m {module}", description=description, epilog=epilog, allow_abbrev=False)
+    made = argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, epilog=epilog, allow_abbrev=False
+    )
     if with_config:
         made.add_argument("--config", required=True, metavar="FILE", help="a file of configs/, or one of your own")
     return made
@@ -88,7 +90,10 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]]) -> Config:
     """
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"--config={path}: no such file" + ("" if path.endswith(".py") else "; give a .py file such as configs/small.py"))
+        raise UserError(
+            f"--config={path}: no such file"
+            + ("" if path.endswith(".py") else "; give a .py file such as configs/small.py")
+        )
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None:
         raise UserError(f"--config={path} is not a Python file")
@@ -101,15 +106,17 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]]) -> Config:
         raise UserError(f"--config={path} has no function get_config()")
     values = module.get_config()
     if not isinstance(values, ml_collections.ConfigDict):
-        raise UserError(f"--config={path}: get_config() returned a {type(values).__name__}; it must be an ml_collections.ConfigDict")
+        raise UserError(
+            f"--config={path}: get_config() returned a {type(values).__name__}; it must be an ml_collections.ConfigDict"
+        )
     return apply_overrides(values.to_dict(), overrides)
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> Config:
     """A configuration from nested values and overrides."""
     for name, text in overrides:
-        values = config_lib.override(values, name, text)
-    return config_lib.from_dict(values)
+        values = config_loading.override(values, name, text)
+    return config_loading.from_dict(values)
 
 
 def use_compilation_cache(directory: Path) -> None:

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from electra_jax import cli
-from electra_jax import config as config_lib
-from electra_jax.data import build, pipeline, tokenizer as tokenizer_lib
+from electra_jax import cli, config_loading
+from electra_jax.data import build, pipeline
+from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.dataset import VALIDATION
 from electra_jax.errors import UserError
 from electra_jax.training import checkpoint
@@ -20,10 +20,12 @@ def main(argv: list[str]) -> None:
     args, overrides = cli.parse(parser, argv)
     directory, step = checkpoint.find(args.workdir if args.step is None else f"{args.workdir}@{args.step}")
     saved = checkpoint.read_saved(directory, step)
-    config = cli.apply_overrides(config_lib.to_dict(saved.config), overrides)
+    config = cli.apply_overrides(config_loading.to_dict(saved.config), overrides)
     prepared = build.prepare(config)
     if tokenizer_lib.digest(prepared.tokenizer) != tokenizer_lib.digest(tokenizer_lib.from_json(saved.tokenizer)):
-        raise UserError(f"{prepared.directory} was made with another vocabulary than {directory / str(step)} was trained with")
+        raise UserError(
+            f"{prepared.directory} was made with another vocabulary than {directory / str(step)} was trained with"
+        )
     if VALIDATION not in prepared.metadata:
         raise UserError(f"{prepared.directory} has no held-out split: config.data.validation_fraction was 0")
 

@@ -5,7 +5,9 @@ from electra_jax.data import build
 
 
 def main(argv: list[str]) -> None:
-    parser = cli.parser("electra_jax.prepare", "Tokenises and packs the text of a configuration, if that has not been done.")
+    parser = cli.parser(
+        "electra_jax.prepare", "Tokenises and packs the text of a configuration, if that has not been done."
+    )
     args, overrides = cli.parse(parser, argv)
     prepared = build.prepare(cli.load_config(args.config, overrides))
     print(f"ready: {prepared.directory}")

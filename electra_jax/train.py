@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from electra_jax import cli
-from electra_jax import config as config_lib
+from electra_jax import cli, config_loading
 from electra_jax.analysis.flops import step_flops
 from electra_jax.analysis.hardware import peak_flops
 from electra_jax.config import Config
-from electra_jax.data import build, pipeline, tokenizer as tokenizer_lib
+from electra_jax.data import build, pipeline
+from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.dataset import TRAIN, VALIDATION
 from electra_jax.errors import RunFailed, UserError
 from electra_jax.models.electra import Params
@@ -30,11 +30,17 @@ from electra_jax.training.step import make_diagnosis
 
 
 def main(argv: list[str]) -> int:
-    parser = cli.parser("electra_jax.train", "Pretrains ELECTRA. The same command run again goes on from the newest checkpoint.")
-    parser.add_argument("--workdir", metavar="DIR", help="where everything about the run goes (default: runs/NAME_OF_CONFIG)")
+    parser = cli.parser(
+        "electra_jax.train", "Pretrains ELECTRA. The same command run again goes on from the newest checkpoint."
+    )
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="where everything about the run goes (default: runs/NAME_OF_CONFIG)"
+    )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--init", metavar="DIR[@STEP]", help="start a new run from the weights of another")
-    start.add_argument("--branch", metavar="DIR[@STEP]", help="go on from another run's whole state, in a work directory of its own")
+    start.add_argument(
+        "--branch", metavar="DIR[@STEP]", help="go on from another run's whole state, in a work directory of its own"
+    )
     args, overrides = cli.parse(parser, argv)
     config = cli.load_config(args.config, overrides)
     workdir = Path(args.workdir or Path("runs") / Path(args.config).stem)
@@ -56,10 +62,12 @@ def train(config: Config, workdir: Path, init: str | None = None, branch: str | 
     origin = f"{workdir}@{steps[-1]}" if steps else branch
     saved = checkpoint.read_saved(*checkpoint.find(origin)) if origin else None
     if saved:
-        for warning in config_lib.check_resume(saved.config, config):
+        for warning in config_loading.check_resume(saved.config, config):
             print(f"WARNING: {warning}")
         if saved.step >= config.train.num_train_steps:
-            print(f"{origin} is finished: it stands at step {saved.step:,} of train.num_train_steps={config.train.num_train_steps:,}")
+            print(
+                f"{origin} is finished: it stands at step {saved.step:,} of train.num_train_steps={config.train.num_train_steps:,}"
+            )
             return 0
 
     prepared = build.prepare(config)
@@ -72,7 +80,7 @@ def train(config: Config, workdir: Path, init: str | None = None, branch: str | 
     print("\n".join(run_info.lines(info)))
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "run.json").write_text(json.dumps(info, indent=1))
-    (workdir / "config.json").write_text(json.dumps(config_lib.to_dict(config), indent=1))
+    (workdir / "config.json").write_text(json.dumps(config_loading.to_dict(config), indent=1))
 
     state, start = _start(setup, prepared, origin, init)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
@@ -98,7 +106,9 @@ def train(config: Config, workdir: Path, init: str | None = None, branch: str | 
     return 0
 
 
-def _start(setup: Setup, prepared: build.Prepared, origin: str | None, init: str | None) -> tuple[TrainState, loop.Position]:
+def _start(
+    setup: Setup, prepared: build.Prepared, origin: str | None, init: str | None
+) -> tuple[TrainState, loop.Position]:
     """The state to begin with: of a checkpoint, from another run's weights, or fresh."""
     if origin:
         directory, step = checkpoint.find(origin)
@@ -140,7 +150,11 @@ def _resolved(setup: Setup, prepared: build.Prepared, num_records: int) -> dict[
         "parameters": setup.parameter_count(),
         "model_flops": step_flops(config, prepared.tokenizer.vocab_size),
         "peak_flops": {"per_device": peak, "source": peak_source},
-        "planned": {"steps": steps, "tokens": steps * batch * config.data.max_seq_length, "epochs": steps * batch / num_records},
+        "planned": {
+            "steps": steps,
+            "tokens": steps * batch * config.data.max_seq_length,
+            "epochs": steps * batch / num_records,
+        },
         "data": {
             "directory": str(prepared.directory),
             "records": num_records,
@@ -187,7 +201,9 @@ def _evaluator(setup: Setup, prepared: build.Prepared) -> Callable[[Params], dic
     return evaluate
 
 
-def _explain_failure(setup: Setup, state: TrainState, start: loop.Position, records: pipeline.Records, workdir: Path) -> None:
+def _explain_failure(
+    setup: Setup, state: TrainState, start: loop.Position, records: pipeline.Records, workdir: Path
+) -> None:
     """Writes down the step that was not finite, and ends the run.
 
     The state is the one that step started from, and its batch follows from its position.

@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from electra_jax import config as config_lib
+from electra_jax import config_loading
 from electra_jax.data import build
 from electra_jax.training import partitioning
 from electra_jax.training.setup import Setup
@@ -21,7 +22,6 @@ _CACHE = Path(os.environ.get("ELECTRA_JAX_TEST_CACHE", ROOT / ".pytest_cache" / 
 
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-jax.config.update("jax_numpy_rank_promotion", "warn")
 
 # Small enough to compile in seconds on two cores.
 SMALL = {
@@ -49,7 +49,7 @@ def small_config(**sections) -> config_lib.Config:
     values = {name: dict(section) for name, section in SMALL.items()}
     for name, changes in sections.items():
         values[name] = {**values.get(name, {}), **changes} if isinstance(changes, dict) else changes
-    return config_lib.from_dict(values)
+    return config_loading.from_dict(values)
 
 
 @pytest.fixture(scope="session")
@@ -76,9 +76,9 @@ def prepared(corpus_file, data_directory) -> build.Prepared:
 
 def with_data(config: config_lib.Config, corpus_file: Path, directory: Path) -> config_lib.Config:
     """`config` on the test corpus."""
-    values = config_lib.to_dict(config)
+    values = config_loading.to_dict(config)
     values["data"] |= {"source": str(corpus_file), "directory": str(directory)}
-    return config_lib.from_dict(values)
+    return config_loading.from_dict(values)
 
 
 def make_setup(config: config_lib.Config, prepared: build.Prepared, num_devices: int = 1) -> Setup:
@@ -87,10 +87,14 @@ def make_setup(config: config_lib.Config, prepared: build.Prepared, num_devices:
     return Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)
 
 
-def run_module(module: str, *arguments, cwd: Path, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:
+def run_module(
+    module: str, *arguments, cwd: Path, env: dict[str, str] | None = None, **options
+) -> subprocess.CompletedProcess:
     """Runs `python -m electra_jax.MODULE` as a user would, in `cwd`."""
     command = [sys.executable, "-m", f"electra_jax.{module}", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=process_env(env), capture_output=True, text=True, timeout=600, **options)
+    return subprocess.run(
+        command, cwd=cwd, env=process_env(env), capture_output=True, text=True, timeout=600, **options
+    )
 
 
 def process_env(extra: dict[str, str] | None = None) -> dict[str, str]:

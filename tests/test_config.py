@@ -7,7 +7,8 @@ import ml_collections
 import pytest
 from conftest import ROOT, small_config
 
-from electra_jax import cli, config as config_lib
+from electra_jax import cli, config_loading
+from electra_jax import config as config_lib
 from electra_jax.errors import UserError
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -29,7 +30,11 @@ BAD = [
     ("seed.value", "3", ["seed.value does not exist"]),
     ("train.batch_size", "0", ["train.batch_size=0", "above 0"]),
     ("train.batch_size", "ten", ["train.batch_size='ten'", "int"]),
-    ("train.gradient_accumulation_steps", "3", ["train.gradient_accumulation_steps=3", "divisor of train.batch_size, 128"]),
+    (
+        "train.gradient_accumulation_steps",
+        "3",
+        ["train.gradient_accumulation_steps=3", "divisor of train.batch_size, 128"],
+    ),
     ("optimizer.schedule", "step", ["optimizer.schedule='step'", "linear, cosine, wsd"]),
     ("optimizer.cooldown_steps", "100", ["optimizer.cooldown_steps=100", "wsd"]),
     ("optimizer.beta2", "1.0", ["optimizer.beta2=1.0"]),
@@ -55,7 +60,7 @@ def test_bad_values_are_refused_by_name(name, text, parts):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_are_valid(path):
     config = cli.load_config(str(path), [])
-    assert config_lib.from_dict(json.loads(json.dumps(config_lib.to_dict(config)))) == config
+    assert config_loading.from_dict(json.loads(json.dumps(config_loading.to_dict(config)))) == config
     hash(config)
 
 
@@ -100,16 +105,19 @@ def test_overrides_of_every_type():
     assert config.train.skip_steps == (3, 5)
     assert config.objective.disc_weight == 25.0
     assert config.seed == 7
-    assert cli.load_config(str(ROOT / "configs/small.py"), [("tokenizer.strip_accents", "None")]).tokenizer.strip_accents is None
+    assert (
+        cli.load_config(str(ROOT / "configs/small.py"), [("tokenizer.strip_accents", "None")]).tokenizer.strip_accents
+        is None
+    )
 
 
 def test_a_wrong_type_in_a_config_file_is_refused():
     with pytest.raises(UserError, match=r"config\.train\.batch_size='8'.*int.*str"):
-        config_lib.from_dict({"train": {"batch_size": "8"}})
+        config_loading.from_dict({"train": {"batch_size": "8"}})
     with pytest.raises(UserError, match=r"config\.train=3 is a value"):
-        config_lib.from_dict({"train": 3})
+        config_loading.from_dict({"train": 3})
     with pytest.raises(UserError, match=r"config\.tokenizer\.lowercase=1"):
-        config_lib.from_dict({"tokenizer": {"lowercase": 1}})
+        config_loading.from_dict({"tokenizer": {"lowercase": 1}})
 
 
 @pytest.mark.parametrize(
@@ -135,7 +143,7 @@ def test_unknown_generator_width_is_refused():
 
 
 def test_resume_rules_cover_every_field():
-    for name, (_, field) in config_lib.leaves(config_lib.Config()).items():
+    for name, (_, field) in config_loading.leaves(config_lib.Config()).items():
         assert field.metadata["on_resume"] in (config_lib.FREE, config_lib.WARN, config_lib.REFUSE), name
         assert field.metadata["doc"], name
 
@@ -143,9 +151,9 @@ def test_resume_rules_cover_every_field():
 def test_resume_rules():
     saved = small_config()
     free = small_config(reporting={"interval_steps": 7}, checkpoint={"save_interval_steps": 3}, mesh={"fsdp": 2})
-    assert config_lib.check_resume(saved, free) == []
+    assert config_loading.check_resume(saved, free) == []
     warned = small_config(optimizer={"learning_rate": 1e-4}, train={"num_train_steps": 30, "batch_size": 16})
-    warnings = config_lib.check_resume(saved, warned)
+    warnings = config_loading.check_resume(saved, warned)
     assert len(warnings) == 3
     assert any("optimizer.learning_rate was 0.001" in w and "0.0001" in w for w in warnings)
     for name, changed in {
@@ -156,7 +164,7 @@ def test_resume_rules():
         "seed": small_config(seed=1),
     }.items():
         with pytest.raises(UserError, match=f"config.{name} was"):
-            config_lib.check_resume(saved, changed)
+            config_loading.check_resume(saved, changed)
 
 
 def test_config_is_immutable():

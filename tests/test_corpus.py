@@ -60,7 +60,11 @@ def test_byte_order_mark_is_no_text(tmp_path):
     ("name", "content", "parts"),
     [
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', ["a.jsonl, line 2", "not JSON"]),
-        ("a.jsonl", b'{"text": "x"}\n{"body": "x", "id": 3}\n', ["a.jsonl, line 2", "'text'", "body, id", "data.text_field"]),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"body": "x", "id": 3}\n',
+            ["a.jsonl, line 2", "'text'", "body, id", "data.text_field"],
+        ),
         ("a.jsonl", b"[1]\n", ["a.jsonl, line 1", "the line is a list"]),
         ("a.txt", b"good\nbad \xff\n", ["a.txt, line 2", "not UTF-8", "0xff"]),
         ("a.txt.gz", gzip.compress(b"x" * 1000)[:-9], ["a.txt.gz", "decompressed"]),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,9 @@ def run(params, ids, architecture=ARCHITECTURE, noise=None):
     model = architecture.merge(params)
     embedded = model.shared(batch.input_ids, batch.position_ids, batch.token_type_ids, noise)
     everywhere = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    generated = model.generator.logits(model.generator.hidden(embedded, batch.segment_ids, noise), everywhere, model.shared.word[...])
+    generated = model.generator.logits(
+        model.generator.hidden(embedded, batch.segment_ids, noise), everywhere, model.shared.word[...]
+    )
     hidden = model.discriminator.hidden(embedded, batch.segment_ids, noise)
     return hidden, model.discriminator.logits(hidden), generated
 
@@ -62,7 +65,7 @@ def numpy_encoder(x, p, segment_ids, heads):
     """BERT's post-LayerNorm encoder, one head and one example at a time, in float64."""
     size = x.shape[-1] // heads
     for i in range(CONFIG.num_hidden_layers):
-        layer = jax.tree.map(lambda leaf: leaf[i], p)
+        layer = jax.tree.map(operator.itemgetter(i), p)
         q, k, v = (numpy_linear(x, layer["attention"][name]) for name in ("query", "key", "value"))
         mixed = np.zeros_like(x)
         for b in range(len(x)):
@@ -92,11 +95,15 @@ def test_both_towers_equal_plain_numpy(params):
     shared, generator, discriminator = p["shared"], p["generator"], p["discriminator"]
     embedded = shared["word"][PACKED] + shared["position"][positions] + shared["token_type"][0]
     embedded = numpy_layer_norm(embedded, shared["norm"])
-    x = numpy_encoder(numpy_linear(embedded, discriminator["embeddings_project"]), discriminator["encoder"]["layers"], segment_ids, 4)
+    x = numpy_encoder(
+        numpy_linear(embedded, discriminator["embeddings_project"]), discriminator["encoder"]["layers"], segment_ids, 4
+    )
     np.testing.assert_allclose(hidden, x, atol=2e-5)
     expected = numpy_linear(numpy_gelu(numpy_linear(x, discriminator["head"])), discriminator["head_output"])[..., 0]
     np.testing.assert_allclose(scores, expected, atol=1e-4)
-    x = numpy_encoder(embedded, generator["encoder"]["layers"], segment_ids, 2)  # as wide as the embeddings: no projection
+    x = numpy_encoder(
+        embedded, generator["encoder"]["layers"], segment_ids, 2
+    )  # as wide as the embeddings: no projection
     x = numpy_layer_norm(numpy_gelu(numpy_linear(x, generator["transform"])), generator["transform_norm"])
     expected = x @ shared["word"].T + generator["output_bias"]
     np.testing.assert_allclose(logits[..., :VOCAB], expected, atol=2e-4)
@@ -151,7 +158,9 @@ def test_rematerialisation_changes_nothing(params, remat):
     jaxprs = [str(jax.make_jaxpr(gradient(a))(params)) for a in (ARCHITECTURE, other)]
     assert "remat" not in jaxprs[0] and "checkpoint" not in jaxprs[0]
     assert "remat" in jaxprs[1] or "checkpoint" in jaxprs[1]
-    for one, two in zip(jax.tree.leaves(gradient(ARCHITECTURE)(params)), jax.tree.leaves(gradient(other)(params)), strict=True):
+    for one, two in zip(
+        jax.tree.leaves(gradient(ARCHITECTURE)(params)), jax.tree.leaves(gradient(other)(params)), strict=True
+    ):
         np.testing.assert_allclose(one, two, atol=1e-3, rtol=1e-4)
 
 

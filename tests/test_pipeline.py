@@ -41,7 +41,9 @@ def test_another_batch_size_neither_repeats_nor_skips(records):
 def test_batches_cross_the_end_of_an_epoch(records):
     start = len(records) - 5
     order = pipeline.training_order(len(records), seed=3)
-    np.testing.assert_array_equal(take(records, 1, start=start), records.read([int(order[start + i]) for i in range(8)]))
+    np.testing.assert_array_equal(
+        take(records, 1, start=start), records.read([int(order[start + i]) for i in range(8)])
+    )
 
 
 def test_processes_read_their_rows_of_the_same_batch(records):

@@ -118,20 +118,31 @@ def test_killed_at_any_moment_it_leaves_nothing_partial(tmp_path):
     complete = tmp_path / "complete"
     done = run_module("prepare", f"--config={config}", *overrides, f"--config.data.directory={complete}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-m", "electra_jax.prepare", f"--config={config}", *overrides, "--config.data.directory=killed"]
+    command = [
+        sys.executable,
+        "-m",
+        "electra_jax.prepare",
+        f"--config={config}",
+        *overrides,
+        "--config.data.directory=killed",
+    ]
     started = time.monotonic()
     subprocess.run(command, cwd=tmp_path, env=process_env(), check=True, capture_output=True)
     duration = time.monotonic() - started
     shutil.rmtree(tmp_path / "killed")
     interrupted = 0
     for share in np.linspace(0.25, 0.95, 8):
-        process = subprocess.Popen(command, cwd=tmp_path, env=process_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=process_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         time.sleep(share * duration)
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.communicate()
         for found in (tmp_path / "killed").glob("electra_records/*/1.0.0"):
-            assert sorted(f.name for f in found.iterdir()) == sorted(f.name for f in next(complete.glob("electra_records/*/1.0.0")).iterdir())
+            assert sorted(f.name for f in found.iterdir()) == sorted(
+                f.name for f in next(complete.glob("electra_records/*/1.0.0")).iterdir()
+            )
         interrupted += bool(list((tmp_path / "killed").glob("electra_records/*/incomplete.*")))
         if share < 0.9:  # keep each interruption an interruption
             for found in (tmp_path / "killed").glob("electra_records/*/1.0.0"):
@@ -152,7 +163,9 @@ def test_two_processes_at_once_build_once(tmp_path):
         sys.executable, "-m", "electra_jax.prepare", f"--config={ROOT / 'configs/tiny.py'}",
         "--config.tokenizer.vocab_size=1000", f"--config.data.directory={tmp_path / 'd'}",
     ]  # fmt: skip
-    both = [subprocess.Popen(command, env=process_env(), cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, env=process_env(), cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     outputs = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sum("prepared in" in output for output in outputs) == 1

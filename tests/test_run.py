@@ -38,7 +38,9 @@ def train(place, workdir, *overrides, **options) -> subprocess.CompletedProcess:
 
 def start(place, workdir, *overrides) -> subprocess.Popen:
     command = [sys.executable, "-m", "electra_jax.train", "--config=small.py", f"--workdir={workdir}", *overrides]
-    return subprocess.Popen(command, cwd=place, env=process_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=place, env=process_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def wait_for(condition, process, seconds=120) -> None:
@@ -147,7 +149,9 @@ def test_killed_at_any_moment_it_ends_the_same(place, finished):
 
     moments = [
         lambda: lines() >= 1,  # before the first checkpoint
-        lambda: (workdir / "checkpoints").exists() and any((workdir / "checkpoints").glob("5*")),  # while one is written
+        lambda: (
+            (workdir / "checkpoints").exists() and any((workdir / "checkpoints").glob("5*"))
+        ),  # while one is written
         lambda: lines() >= 4,
         lambda: any(p.name == "10" for p in (workdir / "checkpoints").iterdir()) and lines() >= 6,
         lambda: any((workdir / "checkpoints").glob("15*")),
@@ -171,7 +175,9 @@ def test_killed_at_any_moment_it_ends_the_same(place, finished):
         assert_identical(parameters(place / "control", 20), parameters(finished, 20))
 
 
-@pytest.mark.parametrize(("number", "status", "words"), [(signal.SIGINT, 130, "stopped at step"), (signal.SIGTERM, 0, "preempted at step")])
+@pytest.mark.parametrize(
+    ("number", "status", "words"), [(signal.SIGINT, 130, "stopped at step"), (signal.SIGTERM, 0, "preempted at step")]
+)
 def test_a_signal_saves_and_the_same_command_goes_on(place, finished, number, status, words):
     name = f"signal{int(number)}"
     process = start(place, name)
@@ -191,7 +197,13 @@ def test_a_signal_saves_and_the_same_command_goes_on(place, finished, number, st
 def test_evaluate_gives_the_runs_own_figures(place, finished):
     found = []
     for size in (8, 24):
-        done = run_module("evaluate", f"--workdir={finished}", f"--config.evaluation.batch_size={size}", f"--json={place / 'e.json'}", cwd=place)
+        done = run_module(
+            "evaluate",
+            f"--workdir={finished}",
+            f"--config.evaluation.batch_size={size}",
+            f"--json={place / 'e.json'}",
+            cwd=place,
+        )
         assert done.returncode == 0, done.stderr
         found.append(json.loads((place / "e.json").read_text()))
     final = metrics(finished)[-1]
@@ -210,7 +222,11 @@ def test_changes_on_resume(place, finished):
 
 def test_branch_init_and_a_longer_run(place, finished):
     """A cooldown from any checkpoint; weights alone; both leave the first run as it was."""
-    cooldown = ["--config.optimizer.schedule=wsd", "--config.optimizer.cooldown_steps=6", "--config.train.num_train_steps=16"]
+    cooldown = [
+        "--config.optimizer.schedule=wsd",
+        "--config.optimizer.cooldown_steps=6",
+        "--config.train.num_train_steps=16",
+    ]
     branched = train(place, "branch", f"--branch={finished}@10", *cooldown)
     assert branched.returncode == 0, branched.stdout + branched.stderr
     assert "WARNING: config.optimizer.schedule was 'linear'" in branched.stdout
@@ -250,7 +266,13 @@ def test_a_run_that_is_not_finite(place):
         assert arrays["masked_positions"].shape == arrays["sampled_ids"].shape == (8, 4)
     report = json.loads((place / "nan" / f"failure-{step}.json").read_text())
     assert any(not math.isfinite(value) for value in [*report["losses"].values(), *report["gradient_norms"].values()])
-    skipped = train(place, "nan", f"--config.train.skip_steps={step}", "--config.optimizer.learning_rate=1e-9", "--config.train.num_train_steps=" + str(step + 2))
+    skipped = train(
+        place,
+        "nan",
+        f"--config.train.skip_steps={step}",
+        "--config.optimizer.learning_rate=1e-9",
+        "--config.train.num_train_steps=" + str(step + 2),
+    )
     assert f"step {step} left out" in skipped.stdout
 
 
@@ -264,7 +286,9 @@ BAD_RUNS = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "part"), BAD_RUNS, ids=lambda value: value[0][9:] if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("arguments", "part"), BAD_RUNS, ids=lambda value: value[0][9:] if isinstance(value, list) else ""
+)
 def test_bad_input_is_one_line_and_status_2(place, arguments, part):
     done = train(place, "never", *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -281,7 +305,12 @@ def test_batch_must_fit_the_mesh(place):
 
 
 def test_unknown_arguments_and_missing_config(place):
-    for module, arguments in (("train", []), ("train", ["--config=small.py", "--stepps=3"]), ("evaluate", []), ("prepare", ["--config=no.py"])):
+    for module, arguments in (
+        ("train", []),
+        ("train", ["--config=small.py", "--stepps=3"]),
+        ("evaluate", []),
+        ("prepare", ["--config=no.py"]),
+    ):
         done = run_module(module, *arguments, cwd=place)
         assert done.returncode == 2, (module, arguments)
         assert "Traceback" not in done.stderr
@@ -293,7 +322,9 @@ def test_benchmark_writes_its_figures(place):
     figures = json.loads((place / "b.json").read_text())
     assert figures["batch_size"] == 8
     assert figures["tokens_per_second"] == pytest.approx(8 * 32 / figures["step_seconds"])
-    assert figures["utilisation"] == pytest.approx(figures["model_flops"] / figures["step_seconds"] / figures["peak_flops"])
+    assert figures["utilisation"] == pytest.approx(
+        figures["model_flops"] / figures["step_seconds"] / figures["peak_flops"]
+    )
     assert 10**8 < figures["peak_memory_bytes"] < 10**10
     assert "resident" in figures["peak_memory_source"]
     assert os.path.exists(place / "b.json") and ml_collections

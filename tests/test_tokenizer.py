@@ -12,7 +12,8 @@ from conftest import ROOT, process_env
 from tokenizers import BertWordPieceTokenizer
 
 from electra_jax.config import DataConfig, TokenizerConfig
-from electra_jax.data import corpus, tokenizer as tokenizer_lib
+from electra_jax.data import corpus
+from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import UserError
 
 KINDS = ("wordpiece", "unigram", "bpe")
@@ -98,7 +99,9 @@ def test_training_is_the_same_in_every_process(kind):
         f"print(t.digest(t.train(TokenizerConfig(kind={kind!r}, vocab_size=2000), texts)))"
     )
     digests = {
-        subprocess.run([sys.executable, "-c", code], env=process_env(), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], env=process_env(), cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
         for _ in range(3)
     }
     assert len(digests) == 1
@@ -138,7 +141,7 @@ def test_unfit_vocabularies_are_refused(tmp_path, kind, content, part):
 
 def test_a_sentencepiece_model_of_another_kind_is_refused(tmp_path, english):
     """Trained with its own defaults it has no [PAD]; with user-defined [MASK], text could spell it."""
-    options = dict(sentence_iterator=iter(english), vocab_size=300, minloglevel=2, hard_vocab_limit=False)
+    options = {"sentence_iterator": iter(english), "vocab_size": 300, "minloglevel": 2, "hard_vocab_limit": False}
     sentencepiece.SentencePieceTrainer.train(model_prefix=str(tmp_path / "plain"), **options)
     with pytest.raises(UserError, match=r"lacks \[PAD\], \[CLS\]"):
         tokenizer_lib.load_vocab_file(TokenizerConfig(kind="unigram", vocab_file=str(tmp_path / "plain.model")))

@@ -27,7 +27,8 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from electra_jax.config import Config
-from electra_jax.data import corpus, tokenizer as tokenizer_lib
+from electra_jax.data import corpus
+from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.dataset import TRAIN, VALIDATION, ElectraRecords
 from electra_jax.data.tokenizer import Tokenizer
 from electra_jax.errors import UserError
@@ -86,7 +87,13 @@ def _tokenizer(config: Config, say: Say) -> Tokenizer:
     if settings.vocab_file:
         return tokenizer_lib.load_vocab_file(settings)
     data = config.data
-    key = [dataclasses.asdict(settings), data.source, data.text_field, data.document_separator, data.validation_fraction]
+    key = [
+        dataclasses.asdict(settings),
+        data.source,
+        data.text_field,
+        data.document_separator,
+        data.validation_fraction,
+    ]
     path = Path(data.directory) / "tokenizers" / f"{settings.kind}-{_hash(key)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.parent / ".lock"):
@@ -97,7 +104,9 @@ def _tokenizer(config: Config, say: Say) -> Tokenizer:
             partial.write_text(json.dumps(trained.to_json()))
             partial.replace(path)
             if trained.vocab_size < settings.vocab_size:
-                say(f"the text gave {trained.vocab_size:,} tokens, fewer than tokenizer.vocab_size={settings.vocab_size:,}")
+                say(
+                    f"the text gave {trained.vocab_size:,} tokens, fewer than tokenizer.vocab_size={settings.vocab_size:,}"
+                )
     return tokenizer_lib.from_json(json.loads(path.read_text()))
 
 
@@ -150,7 +159,9 @@ def _check(config: Config, tokenizer: Tokenizer, directory: Path, metadata: dict
     }
     for name, value in expected.items():
         if metadata.get(name) != value:
-            raise UserError(f"{directory}: its {name} is {metadata.get(name)!r}, the run's is {value!r}; remove the folder to prepare it again")
+            raise UserError(
+                f"{directory}: its {name} is {metadata.get(name)!r}, the run's is {value!r}; remove the folder to prepare it again"
+            )
     try:
         files = corpus.describe_files(config.data.source)
     except UserError:

@@ -4,6 +4,7 @@ import glob
 import gzip
 import hashlib
 import heapq
+import io
 import json
 import lzma
 import os
@@ -39,7 +40,9 @@ def source_files(source: str) -> list[Path]:
         files += found
     for path in files:
         if _kind(path) not in (*_JSON_LINES, ".txt"):
-            raise UserError(f"config.data.source: {path} is of a kind that is not read; use .txt or .jsonl, plain or .gz, .xz, .zst")
+            raise UserError(
+                f"config.data.source: {path} is of a kind that is not read; use .txt or .jsonl, plain or .gz, .xz, .zst"
+            )
     return list(dict.fromkeys(files))
 
 
@@ -108,7 +111,7 @@ def _open(path: Path) -> IO[bytes]:
         case ".xz":
             return lzma.open(path, "rb")
         case ".zst":
-            return zstandard.open(path, "rb")
+            return io.BufferedReader(zstandard.open(path, "rb"))
         case _:
             return open(path, "rb")
 
@@ -120,9 +123,13 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, 1):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number}: not UTF-8 (byte {error.object[error.start]:#04x}); convert the file to UTF-8") from None
+        raise UserError(
+            f"{path}, line {number}: not UTF-8 (byte {error.object[error.start]:#04x}); convert the file to UTF-8"
+        ) from None
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zstandard.ZstdError) as error:
-        raise UserError(f"{path}, after line {number}: cannot be decompressed ({error}); the file is broken or cut short") from None
+        raise UserError(
+            f"{path}, after line {number}: cannot be decompressed ({error}); the file is broken or cut short"
+        ) from None
 
 
 def _json_documents(path: Path, config: DataConfig) -> Iterator[str]:
@@ -132,11 +139,15 @@ def _json_documents(path: Path, config: DataConfig) -> Iterator[str]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}); each line must be one JSON object") from None
+            raise UserError(
+                f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}); each line must be one JSON object"
+            ) from None
         text = row.get(config.text_field) if isinstance(row, dict) else None
         if not isinstance(text, str):
             names = ", ".join(row) if isinstance(row, dict) else f"none: the line is a {type(row).__name__}"
-            raise UserError(f"{path}, line {number}: no text in field {config.text_field!r} (fields: {names}); set config.data.text_field")
+            raise UserError(
+                f"{path}, line {number}: no text in field {config.text_field!r} (fields: {names}); set config.data.text_field"
+            )
         yield text
 
 

@@ -32,7 +32,14 @@ class ElectraRecords(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(
-        self, *, name: str, data_dir: str, config: Config, tokenizer: Tokenizer, metadata: dict[str, Any], on_progress: OnProgress
+        self,
+        *,
+        name: str,
+        data_dir: str,
+        config: Config,
+        tokenizer: Tokenizer,
+        metadata: dict[str, Any],
+        on_progress: OnProgress,
     ):
         """`on_progress(split, documents, tokens)` is called with what each tokenised batch adds."""
         self._run_config, self._tokenizer = config, tokenizer

@@ -70,7 +70,9 @@ def load_vocab_file(config: TokenizerConfig) -> Tokenizer:
         try:
             vocabulary = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
-            raise UserError(f"config.tokenizer.vocab_file={config.vocab_file!r} is not UTF-8 text; tokenizer.kind=wordpiece reads a vocab.txt") from None
+            raise UserError(
+                f"config.tokenizer.vocab_file={config.vocab_file!r} is not UTF-8 text; tokenizer.kind=wordpiece reads a vocab.txt"
+            ) from None
         return WordPiece(vocabulary, config.lowercase, config.strip_accents)
     return SentencePiece(path.read_bytes())
 
@@ -150,7 +152,9 @@ class SentencePiece:
             raise UserError(f"the SentencePiece model has [PAD] as id {found['[PAD]']}; it must be 0")
         user_defined = [t for t in SPECIAL_TOKENS[2:] if not self._processor.is_control(found[t])]
         if user_defined:
-            raise UserError(f"the SentencePiece model has {', '.join(user_defined)} as plain pieces; train it with --control_symbols")
+            raise UserError(
+                f"the SentencePiece model has {', '.join(user_defined)} as plain pieces; train it with --control_symbols"
+            )
         self.special = SpecialTokens(*(found[token] for token in SPECIAL_TOKENS))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -17,7 +17,9 @@ class Discriminator(nnx.Module):
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         size = config.hidden_size
         if config.embedding_size != size:
-            self.embeddings_project = Linear(config.embedding_size, size, ("embedding", "embed"), initializers.glorot_uniform(), rngs=rngs)
+            self.embeddings_project = Linear(
+                config.embedding_size, size, ("embedding", "embed"), initializers.glorot_uniform(), rngs=rngs
+            )
         else:
             self.embeddings_project = None
         self.encoder = Encoder(config, rngs=rngs)

@@ -46,7 +46,9 @@ class Architecture:
 
     def merge(self, params: Params) -> Electra:
         """The model with these parameters, for use inside a pure function."""
-        state = jax.tree.map(lambda variable, value: variable.replace(value), self._state, nnx.State(params), is_leaf=_is_variable)
+        state = jax.tree.map(
+            lambda variable, value: variable.replace(value), self._state, nnx.State(params), is_leaf=_is_variable
+        )
         return nnx.merge(self._graph, state)
 
     def _new(self, key: jax.Array) -> Electra:

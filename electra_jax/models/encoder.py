@@ -52,7 +52,10 @@ class Encoder(nnx.Module):
             index, own = inputs
             return nnx.merge(graph, own)(x, segment_ids, noise and noise.at(index)), None
 
-        x, _ = jax.lax.scan(_rematerialised(layer, self.remat), x, (jnp.arange(self.num_layers), parameters))
+        # A loop has to stack what each layer leaves for the backward pass; few layers are cheap to write out.
+        x, _ = jax.lax.scan(
+            _rematerialised(layer, self.remat), x, (jnp.arange(self.num_layers), parameters), unroll=self.num_layers <= 4
+        )
         return x
 
 

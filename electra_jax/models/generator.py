@@ -21,11 +21,15 @@ class Generator(nnx.Module):
         size = config.embedding_size
         if size != config.hidden_size:
             # TensorFlow's default initialiser, which the reference leaves in place here.
-            self.embeddings_project = Linear(size, config.hidden_size, ("embedding", "embed"), initializers.glorot_uniform(), rngs=rngs)
+            self.embeddings_project = Linear(
+                size, config.hidden_size, ("embedding", "embed"), initializers.glorot_uniform(), rngs=rngs
+            )
         else:
             self.embeddings_project = None
         self.encoder = Encoder(config, rngs=rngs)
-        self.transform = Linear(config.hidden_size, size, ("embed", "embedding"), normal(config.initializer_range), rngs=rngs)
+        self.transform = Linear(
+            config.hidden_size, size, ("embed", "embedding"), normal(config.initializer_range), rngs=rngs
+        )
         self.transform_norm = LayerNorm(size, config.layer_norm_eps, "embedding", rngs=rngs)
         self.output_bias = parameter(rngs, initializers.zeros, (vocab_size,), ("vocab",))
 

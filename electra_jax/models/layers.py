@@ -9,7 +9,9 @@ from electra_jax.config import ModelConfig
 from electra_jax.models.noise import Noise, dropout
 
 
-def parameter(rngs: nnx.Rngs, init: initializers.Initializer, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
+def parameter(
+    rngs: nnx.Rngs, init: initializers.Initializer, shape: tuple[int, ...], axes: tuple[str, ...]
+) -> nnx.Param:
     """A float32 parameter with a logical axis name for each dimension."""
     return nnx.Param(init(rngs.params(), shape, jnp.float32), out_sharding=axes)
 
@@ -22,7 +24,9 @@ def normal(stddev: float) -> initializers.Initializer:
 class Linear(nnx.Module):
     """`[..., in] -> [..., out]`, with bias."""
 
-    def __init__(self, in_size: int, out_size: int, axes: tuple[str, str], init: initializers.Initializer, *, rngs: nnx.Rngs):
+    def __init__(
+        self, in_size: int, out_size: int, axes: tuple[str, str], init: initializers.Initializer, *, rngs: nnx.Rngs
+    ):
         self.kernel = parameter(rngs, init, (in_size, out_size), axes)
         self.bias = parameter(rngs, initializers.zeros, (out_size,), axes[1:])
 
@@ -62,7 +66,9 @@ class Embeddings(nnx.Module):
         self.norm = LayerNorm(size, config.layer_norm_eps, "embedding", rngs=rngs)
         self.dropout_rate, self.dtype = config.hidden_dropout_prob, jnp.dtype(config.dtype)
 
-    def __call__(self, input_ids: jax.Array, position_ids: jax.Array, token_type_ids: jax.Array, noise: Noise | None) -> jax.Array:
+    def __call__(
+        self, input_ids: jax.Array, position_ids: jax.Array, token_type_ids: jax.Array, noise: Noise | None
+    ) -> jax.Array:
         """Ids `[B, L]` each -> `[B, L, E]` in the compute dtype."""
         x = self.word[...][input_ids] + self.position[...][position_ids] + self.token_type[...][token_type_ids]
         return dropout(self.norm(x).astype(self.dtype), self.dropout_rate, noise)

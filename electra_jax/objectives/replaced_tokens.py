@@ -101,7 +101,7 @@ def replaced_token_detection(
     weights = masked.weights
     predicted = scores > 0
     metrics = {
-        "masked_lm_accuracy": losses.mean(logits.argmax(-1) == labels, weights),
+        "masked_lm_accuracy": losses.mean(losses.is_highest(logits, labels), weights),
         "sampled_masked_lm_accuracy": losses.mean(sampled_ids == labels, weights),
         # The surprise of the generator's own samples: an unbiased estimate of its entropy, in nats.
         "generator_entropy": losses.mean(jax.lax.stop_gradient(losses.cross_entropy(logits, sampled_ids)), weights),

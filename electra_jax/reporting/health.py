@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 
 
+_WATCHED = ("eval/disc_recall", "eval/disc_auc", "eval/generator_entropy")
+
+
 class Health:
     """Watches figures for the ways replaced-token detection is known to fail."""
 
@@ -15,10 +18,10 @@ class Health:
         if step <= self._warmup_steps:
             return []
         found = {}
-        recall, auc, entropy = (figures.get(name) for name in ("disc_recall", "eval/disc_auc", "generator_entropy"))
+        recall, auc, entropy = (figures.get(name) for name in _WATCHED)
         if recall is not None and recall < 0.005:
             found["recall"] = (
-                f"disc_recall is {recall:.3f} at step {step} though warm-up is over: the discriminator calls every token original. "
+                f"held-out disc_recall is {recall:.3f} at step {step} though warm-up is over: the discriminator calls every token original. "
                 "Lower optimizer.learning_rate, or raise objective.disc_weight"
             )
         if auc is not None and auc < 0.6:
@@ -28,7 +31,7 @@ class Health:
             )
         if entropy is not None and entropy < 0.1:
             found["entropy"] = (
-                f"generator_entropy is {entropy:.3f} nats at step {step}: the generator has collapsed onto single tokens. "
+                f"held-out generator_entropy is {entropy:.3f} nats at step {step}: the generator has collapsed onto single tokens. "
                 "Lower optimizer.learning_rate, or look at the data for repeated text"
             )
         new = [text for name, text in found.items() if name not in self._said]

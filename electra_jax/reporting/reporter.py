@@ -11,7 +11,6 @@ from electra_jax.reporting.health import Health
 from electra_jax.reporting.metrics import figures
 from electra_jax.reporting.writers import Console, Writer
 
-
 HeldOut = Callable[[], Mapping[str, float]]
 
 

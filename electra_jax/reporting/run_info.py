@@ -6,7 +6,18 @@ from typing import Any
 
 import jax
 
-_PACKAGES = ("electra_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "tokenizers", "sentencepiece")
+_PACKAGES = (
+    "electra_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorflow-datasets",
+    "tokenizers",
+    "sentencepiece",
+)
 
 
 def versions() -> dict[str, str]:

@@ -41,7 +41,7 @@ class JsonLines:
         partial = path.with_suffix(".partial")
         partial.write_text("".join(kept))
         partial.replace(path)
-        self._file = open(path, "a", buffering=1)
+        self._file = path.open("a", buffering=1)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """A figure that is not finite is written as null, since JSON has no other."""
@@ -72,7 +72,9 @@ class Console:
 
     def __init__(self, total_steps: int, initial_step: int):
         self._live = sys.stderr.isatty()
-        self._bar = tqdm.tqdm(total=total_steps, initial=initial_step, unit="step", disable=not self._live, dynamic_ncols=True)
+        self._bar = tqdm.tqdm(
+            total=total_steps, initial=initial_step, unit="step", disable=not self._live, dynamic_ncols=True
+        )
         self._total = total_steps
 
     def advance(self, step: int) -> None:

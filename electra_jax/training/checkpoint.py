@@ -1,8 +1,8 @@
 """Checkpoints: `checkpoints/STEP/`, each complete in itself.
 
-    params/, opt_state/   arrays (Orbax)
-    run/                  JSON: the configuration, the step, the sequences consumed
-    tokenizer/            JSON: the tokenizer
+params/, opt_state/   arrays (Orbax)
+run/                  JSON: the configuration, the step, the sequences consumed
+tokenizer/            JSON: the tokenizer
 """
 
 import functools
@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from electra_jax.config import CheckpointConfig, Config, from_dict, to_dict
+from electra_jax.config import CheckpointConfig, Config
+from electra_jax.config_loading import from_dict, to_dict
 from electra_jax.errors import UserError
 from electra_jax.models.electra import Params
 from electra_jax.training.state import TrainState

@@ -84,15 +84,13 @@ def batch_rows(mesh: Mesh, batch_size: int) -> slice:
 def place(rows: Any, mesh: Mesh, batch_size: int) -> Any:
     """Global arrays `[batch_size, ...]`, for a tree of arrays of which this process gives its `rows`."""
     sharding = NamedSharding(mesh, BATCH)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:])), rows
-    )
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:])), rows)
 
 
 def describe(shardings: Any, shapes: Any) -> list[str]:
     """One line a parameter: name, shape, layout."""
     flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
     return [
-        f"{'/'.join(str(key.key) for key in path):60} {str(shape.shape):20} {sharding.spec}"
+        f"{'/'.join(str(key.key) for key in path):60} {shape.shape!s:20} {sharding.spec}"
         for (path, shape), sharding in zip(flat, jax.tree.leaves(shardings), strict=True)
     ]

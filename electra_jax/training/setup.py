@@ -38,16 +38,20 @@ class Setup:
         """Raises `UserError` where the batch sizes do not fit the mesh."""
         self.config, self.ids = config, ids
         self.mesh = mesh or partitioning.make_mesh(config.mesh)
-        partitioning.check_batch("train.batch_size", config.train.batch_size, self.mesh, config.train.gradient_accumulation_steps)
+        partitioning.check_batch(
+            "train.batch_size", config.train.batch_size, self.mesh, config.train.gradient_accumulation_steps
+        )
         partitioning.check_batch("evaluation.batch_size", config.evaluation.batch_size, self.mesh)
         self.architecture = Architecture(config.model, vocab_size)
         self.abstract = abstract_state(config, self.architecture, self.mesh)
 
     @classmethod
-    def of(cls, config: Config, special: SpecialIds, vocab_size: int) -> "Setup":
+    def of(cls, config: Config, special: SpecialIds, vocab_size: int, mesh: Mesh | None = None) -> "Setup":
         """The setup for the special tokens of a tokenizer."""
         two_segments = config.data.packing == "two_segments"
-        return cls(config, TokenIds(special.pad, special.cls, special.sep, special.mask, two_segments), vocab_size)
+        return cls(
+            config, TokenIds(special.pad, special.cls, special.sep, special.mask, two_segments), vocab_size, mesh
+        )
 
     @functools.cached_property
     def train_step(self):
@@ -77,4 +81,6 @@ class Setup:
 
     def parameter_count(self) -> dict[str, int]:
         """Parameters by group: shared, generator, discriminator."""
-        return {group: sum(leaf.size for leaf in jax.tree.leaves(tree)) for group, tree in self.architecture.shapes.items()}
+        return {
+            group: sum(leaf.size for leaf in jax.tree.leaves(tree)) for group, tree in self.architecture.shapes.items()
+        }

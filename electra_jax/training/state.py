@@ -50,10 +50,14 @@ def abstract_state(config: Config, architecture: Architecture, mesh: Mesh) -> Tr
 
     def shardings(tree: Any) -> Any:
         # The optimizer's state holds copies of the parameter tree, which are laid out like it.
-        return jax.tree.map(lambda leaf: params if isinstance(leaf, dict) else replicated, tree, is_leaf=lambda x: isinstance(x, dict))
+        return jax.tree.map(
+            lambda leaf: params if isinstance(leaf, dict) else replicated, tree, is_leaf=lambda x: isinstance(x, dict)
+        )
 
     return jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings(shapes)
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        shapes,
+        shardings(shapes),
     )
 
 

@@ -129,7 +129,9 @@ def _update(
     norm = jnp.sqrt(sum(squares.values()))
     rate = learning_rate(state.step, config)
 
-    direction, opt_state = make_optimizer(config.optimizer, architecture.axes).update(gradients, state.opt_state, state.params)
+    direction, opt_state = make_optimizer(config.optimizer, architecture.axes).update(
+        gradients, state.opt_state, state.params
+    )
     params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     failed_step = jnp.where((state.failed_step < 0) & ~is_finite, state.step, state.failed_step)

@@ -1,0 +1,251 @@
+"""Reads, checks, compares and saves configurations.
+
+The way is one: `ConfigDict` or JSON -> `override` -> `from_dict` (unknown names, types) ->
+`validate` (combinations) -> frozen, hashable dataclasses -> `to_dict`, which is saved with every run
+and checkpoint.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, NoReturn
+
+from electra_jax.config import REFUSE, WARN, Config
+from electra_jax.errors import UserError
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Builds and validates a `Config` from nested mappings; what is absent keeps its default.
+
+    Raises:
+      UserError: for an unknown name, a value of the wrong type or a combination that cannot work.
+    """
+    config = _build(Config, values, "")
+    validate(config)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved configuration as nested plain values, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def override(values: Mapping[str, Any], name: str, text: str) -> dict[str, Any]:
+    """`values` with the dotted field `name` set to what `text` spells, read by the field's type."""
+    section, *path = Config, *name.split(".")
+    for part in path[:-1]:
+        section = _field_type(section, part, name)
+        if not dataclasses.is_dataclass(section):
+            raise UserError(f"config.{name} does not exist: config.{name.rpartition('.')[0]} is a value, not a section")
+    kind = _field_type(section, path[-1], name)
+    if dataclasses.is_dataclass(kind):
+        raise UserError(f"config.{name}={text} sets a whole section; set one of its fields: {', '.join(_names(kind))}")
+    return _set(values, path, _parse(text, kind, name))
+
+
+def leaves(config: Config) -> dict[str, tuple[Any, dataclasses.Field]]:
+    """Every setting by its dotted name: (value, dataclass field)."""
+    found = {}
+
+    def visit(section, prefix):
+        for field in dataclasses.fields(section):
+            value = getattr(section, field.name)
+            if dataclasses.is_dataclass(value):
+                visit(value, f"{prefix}{field.name}.")
+            else:
+                found[prefix + field.name] = (value, field)
+
+    visit(config, "")
+    return found
+
+
+def check_resume(saved: Config, current: Config) -> list[str]:
+    """Compares the configuration of a checkpoint with the one it is to be resumed under.
+
+    Returns:
+      One warning a changed setting that makes the run another one than was started.
+
+    Raises:
+      UserError: names every changed setting that the checkpoint does not allow.
+    """
+    now = leaves(current)
+    changed = [
+        (n, old, now[n][0], f.metadata["on_resume"]) for n, (old, f) in leaves(saved).items() if old != now[n][0]
+    ]
+    refused = [f"{n} was {old!r}, now {new!r}" for n, old, new, rule in changed if rule == REFUSE]
+    if refused:
+        raise UserError(
+            f"cannot resume: {'; '.join(f'config.{r}' for r in refused)}. Put back the old value, or start a new run "
+            "in another --workdir"
+        )
+    return [
+        f"config.{n} was {old!r} when this run was saved and is now {new!r}"
+        for n, old, new, rule in changed
+        if rule == WARN
+    ]
+
+
+def validate(config: Config) -> None:
+    """Refuses combinations that cannot work, one line each; raises `UserError`."""
+    data, model, objective, optimizer, train = (
+        config.data,
+        config.model,
+        config.objective,
+        config.optimizer,
+        config.train,
+    )
+    for name, (value, field) in leaves(config).items():
+        if field.name in _POSITIVE and value <= 0:
+            _fail(name, value, "a number above 0")
+        if field.name in _NOT_NEGATIVE and value < 0:
+            _fail(name, value, "0 or more")
+        if field.name in _FRACTIONS and not 0 <= value < 1:
+            _fail(name, value, "a fraction of at least 0 and below 1")
+    if not 0 <= config.seed < 2**31:
+        _fail("seed", config.seed, "a number from 0 to 2147483647")
+    if not data.source.strip(" ,"):
+        _fail("data.source", data.source, "files, globs or `embedded`")
+    if data.max_seq_length < 8:
+        _fail("data.max_seq_length", data.max_seq_length, "8 or more")
+    if data.max_seq_length > model.max_position_embeddings:
+        _fail(
+            "data.max_seq_length",
+            data.max_seq_length,
+            f"at most model.max_position_embeddings, {model.max_position_embeddings}",
+        )
+    if data.packing == "two_segments" and model.type_vocab_size < 2:
+        _fail("model.type_vocab_size", model.type_vocab_size, "2 or more with data.packing=two_segments")
+    if config.tokenizer.vocab_size < 64:
+        _fail("tokenizer.vocab_size", config.tokenizer.vocab_size, "64 or more")
+    if model.hidden_size % model.num_attention_heads:
+        _fail(
+            "model.num_attention_heads",
+            model.num_attention_heads,
+            f"a divisor of model.hidden_size, {model.hidden_size}",
+        )
+    if model.generator.hidden_size < 1 or model.generator.hidden_size % model.generator.num_attention_heads:
+        heads = model.generator.num_attention_heads
+        _fail(
+            "model.generator_hidden_size",
+            model.generator_hidden_size,
+            f"a fraction that makes the generator's width, now {model.generator.hidden_size}, a multiple of its {heads} heads",
+        )
+    if not 0 < objective.mask_prob < 1:
+        _fail("objective.mask_prob", objective.mask_prob, "a fraction above 0 and below 1")
+    if not 0 <= objective.mask_token_prob <= 1:
+        _fail("objective.mask_token_prob", objective.mask_token_prob, "a fraction from 0 to 1")
+    if optimizer.cooldown_steps > train.num_train_steps:
+        _fail(
+            "optimizer.cooldown_steps",
+            optimizer.cooldown_steps,
+            f"at most train.num_train_steps, {train.num_train_steps}",
+        )
+    if optimizer.schedule != "wsd" and optimizer.cooldown_steps:
+        _fail("optimizer.cooldown_steps", optimizer.cooldown_steps, "0 unless optimizer.schedule=wsd")
+    if train.batch_size % train.gradient_accumulation_steps:
+        _fail(
+            "train.gradient_accumulation_steps",
+            train.gradient_accumulation_steps,
+            f"a divisor of train.batch_size, {train.batch_size}",
+        )
+    sizes = dataclasses.asdict(config.mesh)
+    for axis, size in sizes.items():
+        if size != -1 and size < 1:
+            _fail(f"mesh.{axis}", size, "a number of devices, or -1 for all that are left")
+    if list(sizes.values()).count(-1) > 1:
+        _fail("mesh", sizes, "-1 for one axis at the most")
+
+
+_POSITIVE = {
+    "vocab_size", "training_bytes", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+    "intermediate_size", "generator_hidden_size", "generator_layers", "max_position_embeddings", "type_vocab_size",
+    "initializer_range", "layer_norm_eps", "temperature", "learning_rate", "eps", "clip_norm", "batch_size",
+    "num_train_steps", "gradient_accumulation_steps", "interval_steps", "save_interval_steps", "max_to_keep",
+}  # fmt: skip
+_NOT_NEGATIVE = {
+    "gen_weight",
+    "disc_weight",
+    "warmup_steps",
+    "cooldown_steps",
+    "weight_decay",
+    "max_records",
+    "keep_period",
+}
+_FRACTIONS = {"validation_fraction", "hidden_dropout_prob", "attention_probs_dropout_prob", "beta1", "beta2"}
+
+
+def _fail(name: str, value: Any, expected: str) -> NoReturn:
+    raise UserError(f"config.{name}={value!r} cannot work: it must be {expected}")
+
+
+def _names(section: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(section)]
+
+
+def _field_type(section: type, part: str, full_name: str) -> Any:
+    hints = typing.get_type_hints(section)
+    if part not in hints:
+        close = difflib.get_close_matches(part, hints, n=1)
+        prefix = full_name[: full_name.rfind(part)]
+        known = f"did you mean config.{prefix}{close[0]}?" if close else f"known here: {', '.join(hints)}"
+        raise UserError(f"config.{full_name} does not exist; {known}")
+    return hints[part]
+
+
+def _build(section: type, values: Any, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(
+            f"config.{prefix.rstrip('.')}={values!r} is a value; it must be a section with {', '.join(_names(section))}"
+        )
+    fields = {}
+    for name, value in values.items():
+        kind = _field_type(section, name, prefix + name)
+        is_section = dataclasses.is_dataclass(kind)
+        fields[name] = _build(kind, value, f"{prefix}{name}.") if is_section else _typed(value, kind, prefix + name)
+    return section(**fields)
+
+
+def _typed(value: Any, kind: Any, name: str) -> Any:
+    """`value` as the annotated type, or a `UserError`; an int is a float, nothing else is converted."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in args:
+            _fail(name, value, f"one of {', '.join(args)}")
+        return value
+    if origin is types.UnionType:
+        return None if value is None else _typed(value, args[0], name)
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            _fail(name, value, f"a tuple of {args[0].__name__}")
+        return tuple(_typed(item, args[0], name) for item in value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        _fail(name, value, f"of type {kind.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _parse(text: str, kind: Any, name: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return None if text == "None" else _parse(text, args[0], name)
+    if origin is tuple:
+        return tuple(_parse(part, args[0], name) for part in text.strip("()[] ").split(",") if part.strip())
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            _fail(name, text, "true or false")
+        return text.lower() == "true"
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            _fail(name, text, f"of type {kind.__name__}")
+    return text
+
+
+def _set(values: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    result = dict(values)
+    result[path[0]] = _set(result.get(path[0], {}), path[1:], value) if len(path) > 1 else value
+    return result

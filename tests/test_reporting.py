@@ -1,0 +1,111 @@
+"""Writers and the reporter: one line a step, cut back on resume, never waiting for the step just dispatched."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from electra_jax.objectives.losses import Mean
+from electra_jax.reporting.health import Health
+from electra_jax.reporting.reporter import NotFinite, Reporter
+from electra_jax.reporting.writers import Console, JsonLines
+
+
+class Recorder:
+    """A writer that keeps what it is given."""
+
+    def __init__(self):
+        self.rows = {}
+
+    def write(self, step, figures):
+        assert step not in self.rows
+        self.rows[step] = dict(figures)
+
+    def close(self):
+        pass
+
+
+def metrics(value, failed=-1):
+    return {
+        "means": {"loss": Mean(jnp.float32(value), jnp.float32(1))},
+        "histogram": jnp.zeros((2, 4)),
+        "failed_step": jnp.int32(failed),
+    }
+
+
+def reporter(recorder, interval=2, total=10):
+    return Reporter(Console(total, 0), [recorder], Health(0), interval, lambda s: {"speed": 1 / s}, total)
+
+
+def test_a_step_is_reported_when_the_next_is_dispatched():
+    recorder = Recorder()
+    made = reporter(recorder)
+    made.step_done(1, metrics(1))
+    made.step_done(2, metrics(2))
+    assert recorder.rows == {}
+    made.step_done(3, metrics(3))
+    assert list(recorder.rows) == [2]
+    assert recorder.rows[2]["loss"] == 2
+    assert recorder.rows[2]["speed"] == pytest.approx(1 / recorder.rows[2]["step_seconds"])
+    made.step_done(4, metrics(4))
+    made.flush(lambda: {"loss": 7.0})
+    assert recorder.rows[4]["loss"] == 4 and recorder.rows[4]["eval/loss"] == 7
+    made.flush()
+    assert list(recorder.rows) == [2, 4]
+
+
+def test_a_step_that_is_not_due_is_reported_when_it_is_evaluated():
+    recorder = Recorder()
+    made = reporter(recorder, interval=100)
+    made.step_done(3, metrics(3))
+    made.flush(lambda: {"loss": 7.0})
+    assert recorder.rows == {3: {"eval/loss": 7.0}}
+
+
+def test_it_does_not_wait_for_the_step_just_dispatched():
+    """Its metrics are not touched: here they are of a kind that cannot be read."""
+    made = reporter(Recorder())
+    made.step_done(1, metrics(1))
+    made.step_done(2, {"means": object(), "failed_step": object()})
+
+
+def test_a_failed_step_is_raised():
+    made = reporter(Recorder())
+    made.step_done(1, metrics(1))
+    made.step_done(2, metrics(np.nan, failed=1))
+    with pytest.raises(NotFinite) as caught:
+        made.flush()
+    assert caught.value.step == 1
+
+
+def test_json_lines_are_cut_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonLines(path, 0)
+    for step in (10, 20, 30):
+        writer.write(step, {"loss": float(step), "odd": float("nan")})
+    writer.close()
+    with path.open("a") as file:
+        file.write('{"step": 40, "lo')
+    writer = JsonLines(path, 20)
+    writer.write(30, {"loss": 31.0})
+    writer.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(10, 10.0), (20, 20.0), (30, 31.0)]
+    assert rows[0]["odd"] is None
+
+
+def test_throughput_leaves_pauses_out(monkeypatch):
+    clock = iter(range(0, 1000, 5))
+    monkeypatch.setattr("electra_jax.reporting.reporter.time.perf_counter", lambda: float(next(clock)))
+    recorder = Recorder()
+    made = reporter(recorder, interval=1)
+    for step in (1, 2, 3):
+        made.step_done(step, metrics(step))
+    made.flush(lambda: {"loss": 1.0})
+    made.step_done(4, metrics(4))
+    made.step_done(5, metrics(5))
+    assert "step_seconds" not in recorder.rows[4]  # the first after a pause starts the clock
+    assert recorder.rows[3]["step_seconds"] > 0
+    assert jax.device_count() == 8
