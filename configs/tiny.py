@@ -11,15 +11,17 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
-            "data": {"max_seq_length": 64, "validation_fraction": 0.05},
+            "data": {"max_seq_length": 32, "validation_fraction": 0.05},
             "tokenizer": {"vocab_size": 4096},
             "model": {
                 "embedding_size": 64,
                 "hidden_size": 64,
                 "num_hidden_layers": 2,
-                "num_attention_heads": 4,
+                # One head of 64: narrower ones learn to look at a token's neighbours much later.
+                "num_attention_heads": 1,
                 "intermediate_size": 256,
-                "generator_hidden_size": 0.5,
+                "generator_hidden_size": 1.0,
+                "generator_layers": 0.5,
                 "max_position_embeddings": 128,
                 # Few updates on little text: no dropout, and weights large enough to leave the start quickly.
                 "hidden_dropout_prob": 0.0,
@@ -29,9 +31,9 @@ def get_config() -> ml_collections.ConfigDict:
             # More masks than the paper's 15 %: more to learn from each of the few batches.
             "objective": {"mask_prob": 0.25, "disc_weight": 10.0},
             "optimizer": {"learning_rate": 2e-3, "warmup_steps": 300},
-            "train": {"batch_size": 32, "num_train_steps": 6000},
-            "evaluation": {"interval_steps": 1000, "batch_size": 64},
-            "checkpoint": {"save_interval_steps": 1000},
+            "train": {"batch_size": 64, "num_train_steps": 5000},
+            "evaluation": {"interval_steps": 500, "batch_size": 64},
+            "checkpoint": {"save_interval_steps": 500},
             "reporting": {"interval_steps": 100},
         }
     )
