@@ -15,8 +15,8 @@ from electra_jax import cli
 from electra_jax.analysis.flops import step_flops
 from electra_jax.analysis.hardware import peak_flops
 from electra_jax.config import Config
-from electra_jax.data import build, pipeline
-from electra_jax.data.dataset import TRAIN
+from electra_jax.data import build
+from electra_jax.inputs import Inputs
 from electra_jax.training.setup import Setup
 
 
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> None:
     )
     if prepared.returncode:
         sys.exit(prepared.returncode)
+    cli.keep_freed_memory()
     cli.use_compilation_cache(Path("runs") / "compilation_cache")
     figures = benchmark(config, args.steps)
     for name, value in figures.items():
@@ -53,9 +54,8 @@ def benchmark(config: Config, steps: int, warmup: int = 3) -> dict[str, Any]:
     """
     prepared = build.prepare(config)
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size)
-    records = pipeline.Records(prepared.directory, TRAIN)
     size = config.train.batch_size
-    batches = setup.place(pipeline.training_batches(records, config.seed, 0, size, setup.rows(size)), size)
+    batches = Inputs(setup, prepared).training(0)
     state = setup.init()
     seconds = []
     for _ in range(warmup + steps):
@@ -91,7 +91,11 @@ def _peak_memory() -> tuple[int, str]:
     statistics = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in statistics:
         return statistics["peak_bytes_in_use"], "device 0, peak bytes in use"
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "peak resident set of this process"
+    # Not getrusage where it can be helped: its peak survives exec, and would count the process that started this one.
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    peak = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+    return peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "peak resident set of this process"
 
 
 if __name__ == "__main__":

@@ -20,15 +20,11 @@ _OVERRIDE = "--config."
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs a command line: a `UserError` is one line and status 2, a failed run status 1, Ctrl-C 130."""
-    keep_freed_memory()
     try:
         status = main(sys.argv[1:]) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except RunFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 1
+    except (UserError, RunFailed) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        status = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
@@ -39,7 +35,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 def keep_freed_memory() -> None:
     """Has the C library keep what is freed for the next use, where it can be told to (glibc).
 
-    A step on the CPU frees and takes hundreds of megabytes. Handed back to the kernel each time, their
+    For commands that train. A step on the CPU frees and takes hundreds of megabytes. Handed back to the kernel each time, their
     pages are cleared and mapped again in every step, which took a third of it.
     """
     try:
@@ -100,11 +96,13 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]]) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"--config={path} has no function get_config()")
+        values = module.get_config()
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"--config={path} cannot be run: {type(error).__name__}: {error}") from error
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config={path} has no function get_config()")
-    values = module.get_config()
     if not isinstance(values, ml_collections.ConfigDict):
         raise UserError(
             f"--config={path}: get_config() returned a {type(values).__name__}; it must be an ml_collections.ConfigDict"
@@ -116,7 +114,16 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]
     """A configuration from nested values and overrides."""
     for name, text in overrides:
         values = config_loading.override(values, name, text)
-    return config_loading.from_dict(values)
+    config = config_loading.from_dict(values)
+    local_path("config.data.directory", config.data.directory)
+    return config
+
+
+def local_path(name: str, value: str) -> Path:
+    """`value` as a path on this machine; raises `UserError` for one on remote storage."""
+    if "://" in value:
+        raise UserError(f"{name}={value}: only local paths are supported so far")
+    return Path(value).expanduser()
 
 
 def use_compilation_cache(directory: Path) -> None:

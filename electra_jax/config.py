@@ -138,7 +138,7 @@ class ObjectiveConfig:
 
     def max_predictions(self, length: int) -> int:
         """Slots for masked positions in a sequence of `length` tokens (the reference's formula)."""
-        return max(1, int((self.mask_prob + 0.005) * length))
+        return min(length, max(1, int((self.mask_prob + 0.005) * length)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = setting(
         1, "parts a batch is computed in; does not change the numbers beyond rounding", FREE
     )
-    skip_steps: tuple[int, ...] = setting((), "steps whose update is left out, to pass a batch that gave NaN", FREE)
+    skip_steps: tuple[int, ...] = setting((), "steps whose update is left out, to pass a batch that gave NaN", WARN)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ and checkpoint.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -222,6 +223,8 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
         return tuple(_typed(item, args[0], name) for item in value)
     if kind is float and type(value) is int:
         return float(value)
+    if type(value) is float and not math.isfinite(value):
+        _fail(name, value, "a finite number")
     if type(value) is not kind:
         _fail(name, value, f"of type {kind.__name__}, not {type(value).__name__}")
     return value

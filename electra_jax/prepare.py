@@ -9,10 +9,11 @@ def main(argv: list[str]) -> None:
         "electra_jax.prepare", "Tokenises and packs the text of a configuration, if that has not been done."
     )
     args, overrides = cli.parse(parser, argv)
-    prepared = build.prepare(cli.load_config(args.config, overrides))
+    said: list[str] = []
+    prepared = build.prepare(cli.load_config(args.config, overrides), say=lambda text: (said.append(text), print(text)))
+    if not said:
+        print("\n".join(build.summary(prepared.metadata)))
     print(f"ready: {prepared.directory}")
-    for line in build.summary(prepared.metadata):
-        print(line)
 
 
 if __name__ == "__main__":

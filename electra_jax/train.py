@@ -2,10 +2,11 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 import numpy as np
 
@@ -13,18 +14,18 @@ from electra_jax import cli, config_loading
 from electra_jax.analysis.flops import step_flops
 from electra_jax.analysis.hardware import peak_flops
 from electra_jax.config import Config
-from electra_jax.data import build, pipeline
+from electra_jax.data import build
 from electra_jax.data import tokenizer as tokenizer_lib
-from electra_jax.data.dataset import TRAIN, VALIDATION
 from electra_jax.errors import RunFailed, UserError
+from electra_jax.inputs import Inputs
 from electra_jax.models.electra import Params
 from electra_jax.reporting import run_info
 from electra_jax.reporting.health import Health
 from electra_jax.reporting.reporter import Reporter
 from electra_jax.reporting.writers import Console, JsonLines, TensorBoard
-from electra_jax.training import checkpoint, loop
-from electra_jax.training.checkpoint import Checkpoints
-from electra_jax.training.setup import Setup
+from electra_jax.training import checkpoint, loop, partitioning
+from electra_jax.training.checkpoint import Checkpoints, Origin, Saved
+from electra_jax.training.setup import Setup, mesh_of
 from electra_jax.training.state import TrainState
 from electra_jax.training.step import make_diagnosis
 
@@ -43,9 +44,17 @@ def main(argv: list[str]) -> int:
     )
     args, overrides = cli.parse(parser, argv)
     config = cli.load_config(args.config, overrides)
-    workdir = Path(args.workdir or Path("runs") / Path(args.config).stem)
+    workdir = cli.local_path("--workdir", args.workdir or f"runs/{Path(args.config).stem}")
+    cli.keep_freed_memory()
     cli.use_compilation_cache(workdir.parent / "compilation_cache")
-    return train(config, workdir, init=args.init, branch=args.branch)
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(workdir / ".lock", timeout=0):
+            return train(config, workdir, init=args.init, branch=args.branch)
+    except filelock.Timeout:
+        raise UserError(
+            f"--workdir={workdir}: another process is training there; wait for it, or use another directory"
+        ) from None
 
 
 def train(config: Config, workdir: Path, init: str | None = None, branch: str | None = None) -> int:
@@ -58,44 +67,63 @@ def train(config: Config, workdir: Path, init: str | None = None, branch: str | 
       UserError: for a configuration or data that cannot work.
       RunFailed: where the loss or a gradient is not finite.
     """
-    steps = checkpoint.saved_steps(workdir / "checkpoints")
-    origin = f"{workdir}@{steps[-1]}" if steps else branch
-    saved = checkpoint.read_saved(*checkpoint.find(origin)) if origin else None
+    # What can be refused is refused first: preparing the data may take hours.
+    own = checkpoint.saved_steps(workdir / "checkpoints")
+    if own and (init or branch):
+        print(f"{workdir} has checkpoints of its own and goes on from them; --init and --branch are for a new run")
+    weights = checkpoint.find(init) if init and not own else None
+    origin = Origin(workdir / "checkpoints", own[-1]) if own else checkpoint.find(branch) if branch else None
+    saved = checkpoint.read_saved(origin) if origin else None
     if saved:
         for warning in config_loading.check_resume(saved.config, config):
             print(f"WARNING: {warning}")
         if saved.step >= config.train.num_train_steps:
-            print(
-                f"{origin} is finished: it stands at step {saved.step:,} of train.num_train_steps={config.train.num_train_steps:,}"
+            stands = (
+                f"it stands at step {saved.step:,} of config.train.num_train_steps={config.train.num_train_steps:,}"
             )
+            if not own:
+                raise UserError(f"--branch={branch}: nothing is left to train, {stands}; raise the latter")
+            print(f"{workdir} is finished: {stands}")
             return 0
+    mesh = mesh_of(config)
 
-    prepared = build.prepare(config)
-    if saved:
-        _same_vocabulary(saved.tokenizer, prepared, origin)
-    setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size)
-    records = pipeline.Records(prepared.directory, TRAIN)
+    prepared = build.prepare(config, tokenizer=tokenizer_lib.from_json(saved.tokenizer) if saved else None)
+    if saved and saved.data != prepared.digest:
+        raise UserError(
+            f"{origin} was trained on other data than {prepared.directory} holds (digest {saved.data}, now {prepared.digest}), "
+            "so it cannot be resumed: put the old text back, or start a new run with --init"
+        )
+    setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)
+    inputs = Inputs(setup, prepared)
+    state, start = _start(setup, prepared, origin, saved, weights)
 
-    info = _resolved(setup, prepared, len(records))
+    info = _resolved(setup, prepared, inputs) | {
+        "start": {"step": start.step, "from": str(origin or weights or "fresh weights")}
+    }
     print("\n".join(run_info.lines(info)))
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "run.json").write_text(json.dumps(info, indent=1))
+    layout = partitioning.describe(setup.abstract.params)
+    (workdir / "run.json").write_text(json.dumps(info | {"layout": layout}, indent=1))
     (workdir / "config.json").write_text(json.dumps(config_loading.to_dict(config), indent=1))
 
-    state, start = _start(setup, prepared, origin, init)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
-    reporter = _reporter(setup, workdir, start, info)
+    reporter = _reporter(setup, inputs, workdir, start, info)
+    evaluate: Callable[[Params], dict[str, float]] | None = None
+    if inputs.has_held_out:
+
+        def evaluate(params: Params) -> dict[str, float]:
+            return setup.evaluate(params, inputs.held_out())
+
     try:
         end, state, position = loop.train(
-            config, state, start, setup.train_step, _training_batches(setup, records, start.sequences),
-            _evaluator(setup, prepared), checkpoints, prepared.tokenizer.to_json(), reporter,
+            config, state, start, setup.train_step, inputs.training(start.sequences), evaluate, checkpoints,
+            Saved(config, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json()), reporter,
         )  # fmt: skip
     finally:
         reporter.close()
         checkpoints.close()
     match end:
         case loop.End.NOT_FINITE:
-            _explain_failure(setup, state, start, records, workdir)
+            _explain_failure(setup, state, start, inputs, workdir)
         case loop.End.FINISHED:
             print(f"finished at step {position.step:,}; everything about the run is in {workdir}")
         case loop.End.PREEMPTED:
@@ -107,33 +135,27 @@ def train(config: Config, workdir: Path, init: str | None = None, branch: str | 
 
 
 def _start(
-    setup: Setup, prepared: build.Prepared, origin: str | None, init: str | None
+    setup: Setup, prepared: build.Prepared, origin: Origin | None, saved: Saved | None, weights: Origin | None
 ) -> tuple[TrainState, loop.Position]:
-    """The state to begin with: of a checkpoint, from another run's weights, or fresh."""
-    if origin:
-        directory, step = checkpoint.find(origin)
-        print(f"going on from {directory / str(step)}")
-        saved = checkpoint.read_saved(directory, step)
-        return checkpoint.restore(directory, step, setup.abstract), loop.Position(step, saved.sequences)
+    """The state to begin with: of a checkpoint, with another run's weights, or fresh."""
+    if origin and saved:
+        print(f"going on from {origin}")
+        return checkpoint.restore(origin, setup.abstract), loop.Position(saved.step, saved.sequences)
     params = None
-    if init:
-        directory, step = checkpoint.find(init)
-        _same_vocabulary(checkpoint.read_saved(directory, step).tokenizer, prepared, init)
-        params = checkpoint.restore_params(directory, step, setup.abstract.params)
-        print(f"starting from the weights of {directory / str(step)}")
+    if weights:
+        there = tokenizer_lib.digest(tokenizer_lib.from_json(checkpoint.read_saved(weights).tokenizer))
+        if there != tokenizer_lib.digest(prepared.tokenizer):
+            raise UserError(
+                f"--init: {weights} was trained with vocabulary {there}, the data of this configuration have "
+                f"{tokenizer_lib.digest(prepared.tokenizer)}: its ids mean other tokens. Use the same tokenizer settings "
+                "and source, or tokenizer.vocab_file"
+            )
+        params = checkpoint.restore_params(weights, setup.abstract.params)
+        print(f"starting from the weights of {weights}")
     return setup.init(params), loop.Position(0, 0)
 
 
-def _same_vocabulary(saved: dict[str, str], prepared: build.Prepared, origin: str) -> None:
-    there, here = tokenizer_lib.digest(tokenizer_lib.from_json(saved)), tokenizer_lib.digest(prepared.tokenizer)
-    if there != here:
-        raise UserError(
-            f"{origin} was trained with vocabulary {there}, the data of this configuration have {here}: "
-            "its ids mean other tokens. Use the same tokenizer settings and source, or tokenizer.vocab_file"
-        )
-
-
-def _resolved(setup: Setup, prepared: build.Prepared, num_records: int) -> dict[str, Any]:
+def _resolved(setup: Setup, prepared: build.Prepared, inputs: Inputs) -> dict[str, Any]:
     """What is known of the run before its first step."""
     config = setup.config
     batch, steps = config.train.batch_size, config.train.num_train_steps
@@ -153,19 +175,15 @@ def _resolved(setup: Setup, prepared: build.Prepared, num_records: int) -> dict[
         "planned": {
             "steps": steps,
             "tokens": steps * batch * config.data.max_seq_length,
-            "epochs": steps * batch / num_records,
+            "epochs": steps * batch / inputs.num_records,
         },
-        "data": {
-            "directory": str(prepared.directory),
-            "records": num_records,
-            "vocabulary": prepared.metadata["vocabulary"],
-            "vocab_size": prepared.tokenizer.vocab_size,
-        },
+        "data": {"directory": str(prepared.directory), "records": inputs.num_records, "digest": prepared.digest},
+        "tokenizer": {"size": prepared.tokenizer.vocab_size, "digest": prepared.metadata["vocabulary"]},
         "versions": run_info.versions(),
     }
 
 
-def _reporter(setup: Setup, workdir: Path, start: loop.Position, info: dict[str, Any]) -> Reporter:
+def _reporter(setup: Setup, inputs: Inputs, workdir: Path, start: loop.Position, info: dict[str, Any]) -> Reporter:
     config = setup.config
     tokens = config.train.batch_size * config.data.max_seq_length
     peak = info["peak_flops"]["per_device"] * setup.mesh.size
@@ -174,58 +192,34 @@ def _reporter(setup: Setup, workdir: Path, start: loop.Position, info: dict[str,
         return {"tokens_per_second": tokens / step_seconds, "utilisation": info["model_flops"] / step_seconds / peak}
 
     writers = [JsonLines(workdir / "metrics.jsonl", start.step), TensorBoard(workdir / "tensorboard", start.step)]
-    return Reporter(
-        Console(config.train.num_train_steps, start.step), writers, Health(config.optimizer.warmup_steps),
-        config.reporting.interval_steps, throughput, config.train.num_train_steps,
-    )  # fmt: skip
+    health = Health(config.optimizer.warmup_steps, prefix="eval/" if inputs.has_held_out else "")
+    total = config.train.num_train_steps
+    return Reporter(Console(total, start.step), writers, health, config.reporting.interval_steps, throughput, total)
 
 
-def _training_batches(setup: Setup, records: pipeline.Records, sequences: int) -> Iterator[jax.Array]:
-    size = setup.config.train.batch_size
-    batches = pipeline.training_batches(records, setup.config.seed, sequences, size, setup.rows(size))
-    return setup.place(batches, size)
-
-
-def _evaluator(setup: Setup, prepared: build.Prepared) -> Callable[[Params], dict[str, float]] | None:
-    """params -> held-out figures, or None where nothing is held out."""
-    if VALIDATION not in prepared.metadata:
-        return None
-    records = pipeline.Records(prepared.directory, VALIDATION)
-    settings = setup.config.evaluation
-    rows = setup.rows(settings.batch_size)
-
-    def evaluate(params: Params) -> dict[str, float]:
-        batches = pipeline.evaluation_batches(records, settings.batch_size, settings.max_records, setup.ids.pad, rows)
-        return setup.evaluate(params, batches)
-
-    return evaluate
-
-
-def _explain_failure(
-    setup: Setup, state: TrainState, start: loop.Position, records: pipeline.Records, workdir: Path
-) -> None:
+def _explain_failure(setup: Setup, state: TrainState, start: loop.Position, inputs: Inputs, workdir: Path) -> None:
     """Writes down the step that was not finite, and ends the run.
 
     The state is the one that step started from, and its batch follows from its position.
     """
-    batch_size, step = setup.config.train.batch_size, int(state.failed_step)
-    position = start.sequences + (step - start.step) * batch_size
-    diagnose = make_diagnosis(setup.config, setup.architecture, setup.ids)
-    found = jax.device_get(diagnose(state.params, step, next(_training_batches(setup, records, position))))
-    terms = {name: float(value) for name, value in found.pop("losses").items()}
-    norms = {name: float(value) for name, value in found.pop("gradient_norms").items()}
+    step = int(state.failed_step)
+    batch = next(inputs.training(start.sequences + (step - start.step) * setup.config.train.batch_size))
+    found = jax.device_get(make_diagnosis(setup.config, setup.architecture, setup.ids)(state.params, step, batch))
+    scalars = {
+        name: {key: float(value) if math.isfinite(value) else str(value) for key, value in found.pop(name).items()}
+        for name in ("losses", "gradient_norms_by_group", "gradient_norms")
+    }
     arrays, report = workdir / f"failure-{step}.npz", workdir / f"failure-{step}.json"
     np.savez_compressed(arrays, **found)
-    report.write_text(json.dumps({"step": step, "losses": terms, "gradient_norms": norms}, indent=1))
-    bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
+    report.write_text(json.dumps({"step": step, **scalars}, indent=1))
     kept = checkpoint.saved_steps(workdir / "checkpoints")
+    skip = ",".join(map(str, sorted({*setup.config.train.skip_steps, step})))
     raise RunFailed(
-        f"step {step} gave a loss or gradient that is not finite ("
-        + ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-        + f"; {len(bad)} of {len(norms)} gradients not finite{f', {bad[0]} first' if bad else ''}). "
-        f"The batch, masked positions and samples are in {arrays}, gradient norms in {report}. "
-        + (f"The last checkpoint, step {kept[-1]}, is good" if kept else "No checkpoint was saved before")
-        + f". To pass over this batch, run the same command with --config.train.skip_steps={step}; if it comes again, "
+        f"step {step} gave a loss or gradient that is not finite: {run_info.text(scalars['losses'])}; gradient norms "
+        f"{run_info.text(scalars['gradient_norms_by_group'])}. The batch, masked positions and samples are in {arrays}, all "
+        f"gradients' norms in {report}. "
+        + (f"The last checkpoint, step {kept[-1]}, is from before" if kept else "No checkpoint was saved before")
+        + f". To pass over this batch, run the same command with --config.train.skip_steps={skip}; if it comes again, "
         "lower optimizer.learning_rate"
     )
 

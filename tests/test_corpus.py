@@ -70,6 +70,9 @@ def test_byte_order_mark_is_no_text(tmp_path):
         ("a.txt.gz", gzip.compress(b"x" * 1000)[:-9], ["a.txt.gz", "decompressed"]),
         ("a.txt.xz", lzma.compress(b"x" * 1000)[:-9], ["a.txt.xz", "decompressed"]),
         ("a.txt.zst", b"no zstandard", ["a.txt.zst", "decompressed"]),
+        ("a.txt.zst", zstandard.compress(b"x" * 1000)[:-3], ["a.txt.zst", "decompressed"]),
+        ("a.txt.gz", gzip.compress(bytes(range(256)) * 9)[:60] + b"zzzzzzzz", ["a.txt.gz", "decompressed"]),
+        ("a.jsonl", b'{"text": "a \\ud83d b"}\n', ["a.jsonl, line 1", "surrogate"]),
         ("a.txt.bz2", bz2.compress(b"x"), ["a.txt.bz2", "not read", ".jsonl"]),
         ("a.parquet", b"x", ["a.parquet", "not read"]),
     ],
@@ -110,3 +113,19 @@ def test_sample_is_bounded_even_and_without_held_out_text(tmp_path):
     assert not any(corpus.is_held_out(text, config) for text in drawn)
     everything = corpus.sample(config, 10**9)
     assert sorted(everything) == sorted(t for t in corpus.documents(config) if not corpus.is_held_out(t, config))
+
+
+def test_zstandard_of_several_frames(tmp_path):
+    frames = [zstandard.compress(part.encode()) for part in ("one\n\ntw", "o\n\n", "three" * 100_000)]
+    (tmp_path / "a.txt.zst").write_bytes(b"".join(frames))
+    assert read(tmp_path / "a.txt.zst") == ["one", "two", "three" * 100_000]
+
+
+def test_a_change_anywhere_in_a_file_of_some_size_is_noticed(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"x" * 4_000_000)
+    before = corpus.describe_files(str(path))
+    with open(path, "r+b") as file:
+        file.seek(1_700_000)
+        file.write(b"y")
+    assert corpus.describe_files(str(path)) != before

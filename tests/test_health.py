@@ -2,7 +2,7 @@
 
 from electra_jax.reporting.health import Health
 
-GOOD = {"eval/disc_recall": 0.4, "eval/disc_auc": 0.9, "eval/generator_entropy": 3.0}
+GOOD = {"eval/replaced_share": 0.1, "eval/disc_recall": 0.4, "eval/disc_auc": 0.9, "eval/generator_entropy": 3.0}
 
 
 def test_a_healthy_run_gives_no_warning():
@@ -25,3 +25,14 @@ def test_each_sign_is_said_once_and_after_warm_up():
         assert name.removeprefix("eval/") in warning
         assert "step 20" in warning
         assert health.check(30, bad) == []
+
+
+def test_without_replaced_tokens_nothing_is_concluded():
+    nothing = {"eval/replaced_share": 0.0, "eval/disc_recall": 0.0, "eval/disc_auc": 0.5}
+    assert Health(warmup_steps=0).check(20, nothing) == []
+
+
+def test_a_run_without_held_out_records_is_watched_too():
+    figures = {name.removeprefix("eval/"): value for name, value in GOOD.items()} | {"disc_auc": 0.5}
+    assert len(Health(warmup_steps=0, prefix="").check(20, figures)) == 1
+    assert Health(warmup_steps=0).check(20, figures) == []

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from electra_jax.config import ModelConfig
 from electra_jax.models.attention import attention
 from electra_jax.models.electra import Architecture
-from electra_jax.models.noise import Noise
+from electra_jax.models.noise import Noise, dropout
 from electra_jax.objectives.layout import TokenIds, read_layout
 
 VOCAB = 90
@@ -164,10 +165,31 @@ def test_rematerialisation_changes_nothing(params, remat):
         np.testing.assert_allclose(one, two, atol=1e-3, rtol=1e-4)
 
 
-def test_dropout_acts_in_every_layer_and_both_towers(params):
+@pytest.mark.parametrize("rates", [{"hidden_dropout_prob": 0.5}, {"attention_probs_dropout_prob": 0.5}])
+def test_dropout_acts_in_every_layer(params, rates):
+    """With one of the two rates at zero, and noise for the layers alone, each layer still changes what it gets."""
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    architecture = Architecture(dataclasses.replace(CONFIG, **{**off, **rates}), VOCAB)
+    encoder = architecture.merge(params).discriminator.encoder
+    graph, stacked = nnx.split(encoder.layers)
+    x, segment_ids = jax.random.normal(jax.random.key(1), (2, 17, 32)), jnp.ones((2, 17), jnp.int32)
     noise = Noise(jax.random.bits(jax.random.key(5), (2, 2)))
-    for with_noise, without in zip(run(params, PACKED, noise=noise), run(params, PACKED), strict=True):
-        assert float(jnp.abs(with_noise - without).max()) > 0.1
+    masks = []
+    for index in range(CONFIG.num_hidden_layers):
+        layer = nnx.merge(graph, jax.tree.map(operator.itemgetter(index), stacked))
+        change = layer(x, segment_ids, noise.at(index)) - layer(x, segment_ids, None)
+        assert float(jnp.abs(change).max()) > 0.1
+        masks.append(np.asarray(change))
+    assert not np.allclose(*masks)
+    assert float(jnp.abs(encoder(x, segment_ids, noise) - encoder(x, segment_ids, None)).max()) > 0.1
+
+
+def test_the_two_sublayers_drop_apart(params):
+    """Dropout after attention and after the feed-forward network do not share their draws."""
+    noise = Noise(jax.random.bits(jax.random.key(5), (64, 2)))
+    masks = [np.asarray(dropout(jnp.ones((64, 100)), 0.5, noise.at(place))) > 0 for place in range(3)]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert abs((masks[one] == masks[other]).mean() - 0.5) < 0.03
 
 
 def test_dropout_of_attention_weights():

@@ -108,6 +108,24 @@ def test_masks_depend_on_seed_step_and_index_alone():
         assert not np.array_equal(other.positions, part.positions)
 
 
+def test_samples_depend_on_seed_step_and_index_alone():
+    params = ARCHITECTURE.init(jax.random.key(0))
+
+    def samples(batch, step=5, seed=0):
+        masked = mask(random_batch(16), step=5)  # the same masks throughout: only the sampling differs
+        masked = jax.tree.map(lambda x: x[16 - len(batch.index) :], masked)
+        draws = draw(batch, step, seed)
+        run = jax.jit(
+            lambda: replaced_token_detection(ARCHITECTURE.merge(params), batch, masked, draws, CONFIG).sampled_ids
+        )
+        return np.asarray(run())
+
+    whole, batch = samples(random_batch(16)), jax.tree.map(lambda x: x[8:], random_batch(16))
+    np.testing.assert_array_equal(samples(batch), whole[8:])
+    for other in (samples(batch, step=6), samples(batch, seed=1), samples(batch._replace(index=batch.index - 8))):
+        assert not np.array_equal(other, whole[8:])
+
+
 def test_nothing_to_mask():
     ids = np.zeros((3, LENGTH), np.int32)
     ids[1, :2] = (IDS.cls, IDS.sep)

@@ -131,7 +131,7 @@ def test_killed_at_any_moment_it_leaves_nothing_partial(tmp_path):
     duration = time.monotonic() - started
     shutil.rmtree(tmp_path / "killed")
     interrupted = 0
-    for share in np.linspace(0.25, 0.95, 8):
+    for share in np.linspace(0.4, 0.95, 5):
         process = subprocess.Popen(
             command, cwd=tmp_path, env=process_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )

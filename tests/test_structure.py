@@ -20,7 +20,14 @@ ALLOWED = {
     "reporting": {"config"},
     "analysis": {"config", "models"},
 }
-COMMANDS = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "config", "config_loading", "errors", "cli"}
+COMMANDS = {path.stem for path in PACKAGE.glob("*.py")} - {
+    "__init__",
+    "config",
+    "config_loading",
+    "errors",
+    "cli",
+    "inputs",
+}
 
 
 def room(path) -> str:

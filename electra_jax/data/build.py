@@ -43,9 +43,16 @@ class Prepared(NamedTuple):
     tokenizer: Tokenizer
     metadata: dict[str, Any]
 
+    @property
+    def digest(self) -> str:
+        """Identifies the records: the source's files, the settings, the counts that came out."""
+        return _hash(self.metadata)
 
-def prepare(config: Config, say: Say = print) -> Prepared:
+
+def prepare(config: Config, say: Say = print, tokenizer: Tokenizer | None = None) -> Prepared:
     """Returns the data set of `config`, and builds whatever part of it is missing.
+
+    With `tokenizer`, that of a checkpoint, none is trained or loaded.
 
     A data set appears whole or not at all: it is written to a folder `incomplete.*` and renamed. Folders
     that a killed run left are removed here. Runs that prepare the same data wait for each other.
@@ -53,7 +60,7 @@ def prepare(config: Config, say: Say = print) -> Prepared:
     Raises:
       UserError: for input that cannot be read, or a data set that does not fit `config` or its source.
     """
-    tokenizer = _tokenizer(config, say)
+    tokenizer = tokenizer or _tokenizer(config, say)
     directory = _dataset_directory(config, tokenizer)
     directory.parent.mkdir(parents=True, exist_ok=True)
     if not directory.exists():
@@ -94,20 +101,23 @@ def _tokenizer(config: Config, say: Say) -> Tokenizer:
         data.document_separator,
         data.validation_fraction,
     ]
-    path = Path(data.directory) / "tokenizers" / f"{settings.kind}-{_hash(key)}.json"
+    path = Path(data.directory).expanduser() / "tokenizers" / f"{settings.kind}-{_hash(key)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.parent / ".lock"):
         if not path.exists():
             say(f"training a {settings.kind} vocabulary of {settings.vocab_size:,} on {data.source}")
             trained = tokenizer_lib.train(settings, corpus.sample(data, settings.training_bytes))
             partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(trained.to_json()))
+            files = corpus.describe_files(data.source)
+            partial.write_text(json.dumps({"files": files, "tokenizer": trained.to_json()}))
             partial.replace(path)
             if trained.vocab_size < settings.vocab_size:
                 say(
                     f"the text gave {trained.vocab_size:,} tokens, fewer than tokenizer.vocab_size={settings.vocab_size:,}"
                 )
-    return tokenizer_lib.from_json(json.loads(path.read_text()))
+    stored = json.loads(path.read_text())
+    _check_files(config, path, stored["files"])
+    return tokenizer_lib.from_json(stored["tokenizer"])
 
 
 def _dataset_directory(config: Config, tokenizer: Tokenizer) -> Path:
@@ -115,7 +125,7 @@ def _dataset_directory(config: Config, tokenizer: Tokenizer) -> Path:
     settings = {k: v for k, v in dataclasses.asdict(data).items() if k != "directory"}
     first = Path(data.source.split(",")[0].strip()).name.split(".")[0].strip("*") or "text"
     name = f"{first}-l{data.max_seq_length}-{_hash([settings, tokenizer_lib.digest(tokenizer)])}"
-    return Path(data.directory) / "electra_records" / name / str(ElectraRecords.VERSION)
+    return Path(data.directory).expanduser() / "electra_records" / name / str(ElectraRecords.VERSION)
 
 
 def _build(config: Config, tokenizer: Tokenizer, directory: Path, say: Say) -> None:
@@ -162,16 +172,21 @@ def _check(config: Config, tokenizer: Tokenizer, directory: Path, metadata: dict
             raise UserError(
                 f"{directory}: its {name} is {metadata.get(name)!r}, the run's is {value!r}; remove the folder to prepare it again"
             )
+    _check_files(config, directory, metadata["files"])
+
+
+def _check_files(config: Config, made: Path, before: list[dict[str, Any]]) -> None:
+    """Refuses what was `made` of files that are others now."""
     try:
-        files = corpus.describe_files(config.data.source)
+        now = corpus.describe_files(config.data.source)
     except UserError:
         return  # prepared elsewhere: the text itself need not be here
-    if files != metadata["files"]:
-        before = {f["name"]: f for f in metadata["files"]}
-        changed = [f["name"] for f in files if before.pop(f["name"], None) != f] + list(before)
+    if now != before:
+        named = {file["name"]: file for file in before}
+        changed = [file["name"] for file in now if named.pop(file["name"], None) != file] + list(named)
         raise UserError(
-            f"config.data.source={config.data.source!r} changed since {directory} was prepared from it ({', '.join(changed[:5])}); "
-            "put the old files back, or remove the folder to prepare it again"
+            f"config.data.source={config.data.source!r} changed since {made} was made of it ({', '.join(changed[:5])}); "
+            "put the old files back, or remove that to have it made again"
         )
 
 

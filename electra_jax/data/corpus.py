@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -47,15 +48,20 @@ def source_files(source: str) -> list[Path]:
 
 
 def describe_files(source: str) -> list[dict[str, object]]:
-    """Name, size and a digest of both ends of every source file: enough to notice that a source changed."""
+    """Name, size and a digest of every source file, to notice that a source changed.
+
+    Of a large file the digest covers 64 evenly spaced blocks of 64 KiB, both ends among them.
+    """
     described = []
     for path in source_files(source):
         size = path.stat().st_size
+        digest = hashlib.sha256()
         with open(path, "rb") as file:
-            digest = hashlib.sha256(file.read(65536))
-            file.seek(max(0, size - 65536))
-            digest.update(file.read())
-        described.append({"name": path.name, "bytes": size, "digest": digest.hexdigest()[:16]})
+            for i in range(64):
+                file.seek(max(0, size - 65536) * i // 63)
+                digest.update(file.read(65536))
+        name = path.name if path == _EMBEDDED else str(path)
+        described.append({"name": name, "bytes": size, "digest": digest.hexdigest()[:16]})
     return described
 
 
@@ -111,9 +117,40 @@ def _open(path: Path) -> IO[bytes]:
         case ".xz":
             return lzma.open(path, "rb")
         case ".zst":
-            return io.BufferedReader(zstandard.open(path, "rb"))
+            return io.BufferedReader(_ZstdFile(path))
         case _:
             return open(path, "rb")
+
+
+class _ZstdFile(io.RawIOBase):
+    """Reads a .zst file of one or more frames; unlike `zstandard.open` it raises EOFError where it is cut short."""
+
+    def __init__(self, path: Path):
+        self._file = open(path, "rb")  # noqa: SIM115, closed with this object
+        self._frame, self._rest, self._ready = None, b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._ready:
+            data = self._rest or self._file.read(1 << 20)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the last frame is not complete")
+                return 0
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._ready, self._rest = self._frame.decompress(data), b""
+            if self._frame.eof:
+                self._frame, self._rest = None, self._frame.unused_data
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -126,7 +163,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(
             f"{path}, line {number}: not UTF-8 (byte {error.object[error.start]:#04x}); convert the file to UTF-8"
         ) from None
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zstandard.ZstdError) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
         raise UserError(
             f"{path}, after line {number}: cannot be decompressed ({error}); the file is broken or cut short"
         ) from None
@@ -147,6 +184,10 @@ def _json_documents(path: Path, config: DataConfig) -> Iterator[str]:
             names = ", ".join(row) if isinstance(row, dict) else f"none: the line is a {type(row).__name__}"
             raise UserError(
                 f"{path}, line {number}: no text in field {config.text_field!r} (fields: {names}); set config.data.text_field"
+            )
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(
+                f"{path}, line {number}: half of a surrogate pair (\\ud800 to \\udfff), which is no character"
             )
         yield text
 

@@ -17,16 +17,6 @@ class SpecialTokens(NamedTuple):
     mask: int
 
 
-class PackingStats(NamedTuple):
-    """Counts over the records written: a text token is one that came from the text."""
-
-    documents: int
-    records: int
-    text_tokens: int
-    dropped_tokens: int
-    padding: int
-
-
 # Pieces that wait to be packed together: enough for a full record to be found nearly always, little memory.
 _BUFFER = 16_384
 

@@ -68,7 +68,7 @@ def load_vocab_file(config: TokenizerConfig) -> Tokenizer:
         raise UserError(f"config.tokenizer.vocab_file={config.vocab_file!r}: no such file")
     if config.kind == "wordpiece":
         try:
-            vocabulary = path.read_text(encoding="utf-8").splitlines()
+            vocabulary = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except UnicodeDecodeError:
             raise UserError(
                 f"config.tokenizer.vocab_file={config.vocab_file!r} is not UTF-8 text; tokenizer.kind=wordpiece reads a vocab.txt"

@@ -53,19 +53,19 @@ class Encoder(nnx.Module):
             return nnx.merge(graph, own)(x, segment_ids, noise and noise.at(index)), None
 
         # A loop has to stack what each layer leaves for the backward pass; few layers are cheap to write out.
-        x, _ = jax.lax.scan(
-            _rematerialised(layer, self.remat), x, (jnp.arange(self.num_layers), parameters), unroll=self.num_layers <= 4
-        )
+        unroll = self.num_layers <= 4
+        layer = _rematerialised(layer, self.remat, prevent_cse=unroll)
+        x, _ = jax.lax.scan(layer, x, (jnp.arange(self.num_layers), parameters), unroll=unroll)
         return x
 
 
-def _rematerialised(layer: Callable, remat: str) -> Callable:
+def _rematerialised(layer: Callable, remat: str, prevent_cse: bool) -> Callable:
+    # Inside a loop the barrier against common subexpressions is not needed, and costs fusions.
     match remat:
         case "none":
             return layer
         case "dots":
-            # Inside a scan the barrier against common subexpressions is not needed, and costs fusions.
-            return jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+            return jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=prevent_cse)
         case "full":
-            return jax.checkpoint(layer, prevent_cse=False)
+            return jax.checkpoint(layer, prevent_cse=prevent_cse)
     raise ValueError(f"remat={remat!r}")

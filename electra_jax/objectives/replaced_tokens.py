@@ -103,7 +103,7 @@ def replaced_token_detection(
     metrics = {
         "masked_lm_accuracy": losses.mean(losses.is_highest(logits, labels), weights),
         "sampled_masked_lm_accuracy": losses.mean(sampled_ids == labels, weights),
-        # The surprise of the generator's own samples: an unbiased estimate of its entropy, in nats.
+        # The surprise of the generator's own samples: at temperature 1 an unbiased estimate of its entropy, in nats.
         "generator_entropy": losses.mean(jax.lax.stop_gradient(losses.cross_entropy(logits, sampled_ids)), weights),
         "disc_accuracy": losses.mean(predicted == is_replaced, real),
         "disc_precision": losses.mean(is_replaced, predicted & real),

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 
-
-_WATCHED = ("eval/disc_recall", "eval/disc_auc", "eval/generator_entropy")
+_WATCHED = ("disc_recall", "disc_auc", "generator_entropy", "replaced_share")
 
 
 class Health:
     """Watches figures for the ways replaced-token detection is known to fail."""
 
-    def __init__(self, warmup_steps: int):
-        self._warmup_steps = warmup_steps
+    def __init__(self, warmup_steps: int, prefix: str = "eval/"):
+        """`prefix` of the figures to go by: held-out ones, which cover more tokens than a batch, or `""`."""
+        self._warmup_steps, self._prefix = warmup_steps, prefix
         self._said: set[str] = set()
 
     def check(self, step: int, figures: Mapping[str, float]) -> list[str]:
@@ -18,20 +18,22 @@ class Health:
         if step <= self._warmup_steps:
             return []
         found = {}
-        recall, auc, entropy = (figures.get(name) for name in _WATCHED)
+        recall, auc, entropy, replaced = (figures.get(self._prefix + name) for name in _WATCHED)
+        if not replaced:
+            return []  # nothing to recognise, so nothing to conclude
         if recall is not None and recall < 0.005:
             found["recall"] = (
-                f"held-out disc_recall is {recall:.3f} at step {step} though warm-up is over: the discriminator calls every token original. "
+                f"disc_recall is {recall:.3f} at step {step} though warm-up is over: the discriminator calls every token original. "
                 "Lower optimizer.learning_rate, or raise objective.disc_weight"
             )
         if auc is not None and auc < 0.6:
             found["auc"] = (
-                f"held-out disc_auc is {auc:.3f} at step {step}, little above chance (0.5): the discriminator learns nothing. "
+                f"disc_auc is {auc:.3f} at step {step}, little above chance (0.5): the discriminator learns nothing. "
                 "Lower optimizer.learning_rate, or make the generator smaller (model.generator_hidden_size)"
             )
         if entropy is not None and entropy < 0.1:
             found["entropy"] = (
-                f"held-out generator_entropy is {entropy:.3f} nats at step {step}: the generator has collapsed onto single tokens. "
+                f"generator_entropy is {entropy:.3f} nats at step {step}: the generator has collapsed onto single tokens. "
                 "Lower optimizer.learning_rate, or look at the data for repeated text"
             )
         new = [text for name, text in found.items() if name not in self._said]

@@ -26,7 +26,8 @@ class Reporter:
     """Collects the metrics of each step; reports those that are due, to all writers.
 
     Reading a metric waits for its step. So the metrics of a step are read when the next one has been
-    dispatched, and only those of steps that are reported are read whole.
+    dispatched, and only those of steps that are reported are read whole. An evaluation and a checkpoint
+    wait for the step before them.
     """
 
     def __init__(
@@ -59,15 +60,20 @@ class Reporter:
         if previous is not None:
             self._settle(*previous)
 
-    def flush(self, held_out: HeldOut | None = None) -> None:
-        """Waits for the last step and reports it; with `held_out`, together with what that returns.
+    def flush(self, step: int, held_out: HeldOut | None = None) -> None:
+        """Waits for the last step and reports it; with `held_out`, what that returns stands under `step`.
 
         Raises:
           NotFinite: where that step failed.
         """
         pending, self._pending = self._pending, None
-        if pending is not None:
+        if pending is not None and pending[0] == step:
             self._settle(*pending, held_out)
+        else:  # the step itself was left out
+            if pending is not None:
+                self._settle(*pending)
+            if held_out is not None:
+                self._write(step, _held_out_figures(held_out))
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -78,9 +84,6 @@ class Reporter:
         """Closes all writers."""
         for writer in self._writers:
             writer.close()
-
-    def _is_due(self, step: int) -> bool:
-        return step % self._interval == 0 or step == self._total_steps
 
     def _settle(self, step: int, metrics: Any, held_out: HeldOut | None = None) -> None:
         failed = int(np.asarray(metrics["failed_step"]))  # waits for the step
@@ -97,12 +100,15 @@ class Reporter:
                 values |= {"step_seconds": seconds, **self._throughput(seconds)}
                 values["seconds_left"] = seconds * (self._total_steps - step)
         if held_out is not None:
-            values |= {f"eval/{name}": value for name, value in held_out().items()}
+            values |= _held_out_figures(held_out)
         if values:
-            for writer in self._writers:
-                writer.write(step, values)
-            for warning in self._health.check(step, values):
-                self.console.say(f"WARNING: {warning}")
+            self._write(step, values)
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        for writer in self._writers:
+            writer.write(step, values)
+        for warning in self._health.check(step, values):
+            self.console.say(f"WARNING: {warning}")
 
     def _seconds_per_step(self, step: int) -> float | None:
         """Mean over the steps since the last report; None where there were none."""
@@ -111,3 +117,7 @@ class Reporter:
         seconds = (now - self._clock_time) / steps if steps else None
         self._clock_step, self._clock_time = step, now
         return seconds
+
+
+def _held_out_figures(held_out: HeldOut) -> dict[str, float]:
+    return {f"eval/{name}": value for name, value in held_out().items()}

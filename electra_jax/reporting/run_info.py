@@ -39,12 +39,13 @@ def devices() -> dict[str, Any]:
 def lines(info: dict[str, Any]) -> list[str]:
     """`info` as text, a line an entry; what is long or nested further is left to the file."""
     width = max(map(len, info))
-    return [f"{name:{width}}  {_text(value)}" for name, value in info.items()]
+    return [f"{name:{width}}  {text(value)}" for name, value in info.items()]
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A value of `run.json` as a person reads it."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
+        return ", ".join(f"{name} {text(item)}" for name, item in value.items())
     if isinstance(value, float):
         return f"{value:,.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -62,6 +62,7 @@ class TensorBoard:
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
             self._writer.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        self._writer.flush()  # a run that is killed keeps what it reported
 
     def close(self) -> None:
         self._writer.close()

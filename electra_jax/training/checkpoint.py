@@ -1,7 +1,7 @@
 """Checkpoints: `checkpoints/STEP/`, each complete in itself.
 
 params/, opt_state/   arrays (Orbax)
-run/                  JSON: the configuration, the step, the sequences consumed
+run/                  JSON: the configuration, the step, the sequences consumed, the data's digest
 tokenizer/            JSON: the tokenizer
 """
 
@@ -27,7 +27,18 @@ class Saved(NamedTuple):
     config: Config
     step: int
     sequences: int  # consumed; the position in the data
+    data: str  # digest of the data set
     tokenizer: dict[str, str]
+
+
+class Origin(NamedTuple):
+    """A checkpoint: its directory `checkpoints/` and its step."""
+
+    directory: Path
+    step: int
+
+    def __str__(self) -> str:
+        return str(self.directory / str(self.step))
 
 
 class Checkpoints:
@@ -42,7 +53,6 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
-        self.directory = directory
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint."""
@@ -52,37 +62,40 @@ class Checkpoints:
         """Whether the policy, or a preemption, wants `step` saved. To be asked at every step."""
         return self._manager.should_save(step)
 
-    def save(self, step: int, state: TrainState, sequences: int, config: Config, tokenizer: dict[str, str]) -> None:
-        """Saves `state`; returns once it is copied, before it is written."""
-        if step == self.latest_step():
+    def save(self, state: TrainState, saved: Saved) -> None:
+        """Saves `state` as step `saved.step`; returns once it is copied, before it is written."""
+        if saved.step == self.latest_step():
             return
+        run = {"config": to_dict(saved.config), "step": saved.step, "sequences": saved.sequences, "data": saved.data}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(state.opt_state),
-            run=ocp.args.JsonSave({"config": to_dict(config), "step": step, "sequences": sequences}),
-            tokenizer=ocp.args.JsonSave(tokenizer),
+            run=ocp.args.JsonSave(run),
+            tokenizer=ocp.args.JsonSave(saved.tokenizer),
         )
-        self._manager.save(step, args=items, force=True)
+        self._manager.save(saved.step, args=items, force=True)
 
     def close(self) -> None:
         """Waits until everything is written."""
         self._manager.close()
 
 
-def find(path: str) -> tuple[Path, int]:
-    """The checkpoints directory and step that `DIR[@STEP]` names; `DIR` is a work directory.
+def find(path: str) -> Origin:
+    """The checkpoint that `DIR[@STEP]` names, the newest without a step; `DIR` is a work directory.
 
     Raises:
       UserError: where there is no such checkpoint.
     """
-    name, _, wanted = path.partition("@")
-    directory = Path(name) / "checkpoints"
+    name, at, wanted = path.rpartition("@")
+    if not at or not wanted.isdigit():  # an @ may be part of the directory's name
+        name, wanted = path, ""
+    directory = Path(name).expanduser() / "checkpoints"
     steps = saved_steps(directory)
     if not steps:
         raise UserError(f"{name}: no checkpoint there; expected folders {directory}/STEP")
-    if wanted and (not wanted.isdigit() or int(wanted) not in steps):
+    if wanted and int(wanted) not in steps:
         raise UserError(f"{path}: no such step; {directory} has {', '.join(map(str, steps))}")
-    return directory, int(wanted) if wanted else steps[-1]
+    return Origin(directory, int(wanted) if wanted else steps[-1])
 
 
 def saved_steps(directory: Path) -> list[int]:
@@ -92,31 +105,31 @@ def saved_steps(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
 
 
-def read_saved(directory: Path, step: int) -> Saved:
-    """What the checkpoint `directory/STEP` says of its run; raises `UserError` where it is damaged."""
-    folder = directory / str(step)
+def read_saved(origin: Origin) -> Saved:
+    """What a checkpoint says of its run; raises `UserError` where it is damaged."""
+    folder = origin.directory / str(origin.step)
     try:
         run, tokenizer = (json.loads((folder / name / "metadata").read_text()) for name in ("run", "tokenizer"))
-    except (OSError, json.JSONDecodeError) as error:
+        return Saved(from_dict(run["config"]), run["step"], run["sequences"], run["data"], tokenizer)
+    except (OSError, json.JSONDecodeError, KeyError) as error:
         raise UserError(f"{folder} is no complete checkpoint ({error}); remove it to go on from an older one") from None
-    return Saved(from_dict(run["config"]), run["step"], run["sequences"], tokenizer)
 
 
-def restore(directory: Path, step: int, abstract: TrainState) -> TrainState:
+def restore(origin: Origin, abstract: TrainState) -> TrainState:
     """The state of a checkpoint, laid out as `abstract` says, whatever mesh it was saved from."""
-    params = restore_params(directory, step, abstract.params)
-    opt_state = _restore(directory / str(step) / "opt_state", abstract.opt_state)
+    params = restore_params(origin, abstract.params)
+    opt_state = _restore(origin.directory / str(origin.step) / "opt_state", abstract.opt_state)
     scalar = functools.partial(jax.device_put, device=abstract.step.sharding)
-    return TrainState(scalar(jnp.int32(step)), params, opt_state, scalar(jnp.int32(-1)))
+    return TrainState(scalar(jnp.int32(origin.step)), params, opt_state, scalar(jnp.int32(-1)))
 
 
-def restore_params(directory: Path, step: int, abstract: Params) -> Params:
+def restore_params(origin: Origin, abstract: Params) -> Params:
     """The parameters alone of a checkpoint, laid out as `abstract` says.
 
     Raises:
       UserError: where shapes differ from those of `abstract`.
     """
-    path = directory / str(step) / "params"
+    path = origin.directory / str(origin.step) / "params"
     with ocp.StandardCheckpointer() as checkpointer:
         stored = _by_name(checkpointer.metadata(path.absolute()).item_metadata)
     expected = _by_name(abstract)

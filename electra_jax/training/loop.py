@@ -11,7 +11,7 @@ import jax
 from electra_jax.config import Config
 from electra_jax.models.electra import Params
 from electra_jax.reporting.reporter import NotFinite, Reporter
-from electra_jax.training.checkpoint import Checkpoints
+from electra_jax.training.checkpoint import Checkpoints, Saved
 from electra_jax.training.interrupts import Interrupts
 from electra_jax.training.state import TrainState
 
@@ -40,7 +40,7 @@ def train(
     batches: Iterator[jax.Array],
     evaluate: Callable[[Params], Mapping[str, float]] | None,
     checkpoints: Checkpoints,
-    tokenizer: dict[str, str],
+    saved: Saved,
     reporter: Reporter,
 ) -> tuple[End, TrainState, Position]:
     """Trains from `start` to the end of the run or to a signal, and saves where it ends.
@@ -55,7 +55,7 @@ def train(
       step_fn: the jitted step.
       batches: from `start` on, one a step.
       evaluate: held-out figures of parameters, or None.
-      checkpoints, tokenizer: where checkpoints go, and what goes into them besides the state.
+      checkpoints, saved: where checkpoints go, and what they say of the run.
       reporter: takes metrics.
 
     Returns:
@@ -65,7 +65,7 @@ def train(
     total, skipped = config.train.num_train_steps, frozenset(config.train.skip_steps)
 
     def save() -> None:
-        checkpoints.save(position.step, state, position.sequences, config, tokenizer)
+        checkpoints.save(state, saved._replace(step=position.step, sequences=position.sequences))
 
     with Interrupts() as interrupts:
         try:
@@ -80,12 +80,12 @@ def train(
                 position = Position(position.step + 1, position.sequences + config.train.batch_size)
 
                 if evaluate and (position.step == total or position.step % config.evaluation.interval_steps == 0):
-                    reporter.flush(functools.partial(evaluate, state.params))
+                    reporter.flush(position.step, functools.partial(evaluate, state.params))
                 # Asked at every step: between the intervals it tells of preemptions.
                 if checkpoints.should_save(position.step):
-                    reporter.flush()
+                    reporter.flush(position.step)
                     save()
-            reporter.flush()
+            reporter.flush(position.step)
         except NotFinite:
             return End.NOT_FINITE, state, position
         if position != start:

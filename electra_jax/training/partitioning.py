@@ -56,7 +56,7 @@ def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     """A `NamedSharding` for each parameter, from its logical axes.
 
     A dimension that its mesh axis does not divide stays whole (the vocabulary of 30,522 does on most
-    meshes); the table that `describe` prints shows it.
+    meshes); `run.json` shows how each parameter came out.
     """
 
     def sharding(names: PartitionSpec, shape: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -87,10 +87,9 @@ def place(rows: Any, mesh: Mesh, batch_size: int) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:])), rows)
 
 
-def describe(shardings: Any, shapes: Any) -> list[str]:
-    """One line a parameter: name, shape, layout."""
-    flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    return [
-        f"{'/'.join(str(key.key) for key in path):60} {shape.shape!s:20} {sharding.spec}"
-        for (path, shape), sharding in zip(flat, jax.tree.leaves(shardings), strict=True)
-    ]
+def describe(abstract: Any) -> dict[str, str]:
+    """The shape and layout of each parameter, by name; `abstract` holds shapes with shardings."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.shape} {leaf.sharding.spec}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
+    }

@@ -26,6 +26,15 @@ class SpecialIds(Protocol):
     mask: int
 
 
+def mesh_of(config: Config) -> Mesh:
+    """The mesh of `config` over all devices; raises `UserError` where it or the batch sizes do not fit them."""
+    mesh = partitioning.make_mesh(config.mesh)
+    accumulation = config.train.gradient_accumulation_steps
+    partitioning.check_batch("train.batch_size", config.train.batch_size, mesh, accumulation)
+    partitioning.check_batch("evaluation.batch_size", config.evaluation.batch_size, mesh)
+    return mesh
+
+
 class Setup:
     """Everything static about a run.
 
@@ -35,13 +44,8 @@ class Setup:
     """
 
     def __init__(self, config: Config, ids: TokenIds, vocab_size: int, mesh: Mesh | None = None):
-        """Raises `UserError` where the batch sizes do not fit the mesh."""
         self.config, self.ids = config, ids
-        self.mesh = mesh or partitioning.make_mesh(config.mesh)
-        partitioning.check_batch(
-            "train.batch_size", config.train.batch_size, self.mesh, config.train.gradient_accumulation_steps
-        )
-        partitioning.check_batch("evaluation.batch_size", config.evaluation.batch_size, self.mesh)
+        self.mesh = mesh or mesh_of(config)
         self.architecture = Architecture(config.model, vocab_size)
         self.abstract = abstract_state(config, self.architecture, self.mesh)
 

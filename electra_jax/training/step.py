@@ -80,6 +80,7 @@ def make_diagnosis(config: Config, architecture: Architecture, ids: TokenIds):
             "masked_weights": masked.weights,
             "masked_input_ids": masked.input_ids,
             "sampled_ids": terms.sampled_ids,
+            "gradient_norms_by_group": {group: optax.tree.norm(part) for group, part in gradients.items()},
             "losses": {name: term.total / jnp.maximum(term.weight, 1) for name, term in terms.losses.items()},
             "gradient_norms": {
                 jax.tree_util.keystr(path, simple=True, separator="/"): jnp.linalg.norm(leaf)
