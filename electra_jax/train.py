@@ -68,23 +68,10 @@ def train(config: Config, workdir: Path, init: str | None = None, branch: str | 
       RunFailed: where the loss or a gradient is not finite.
     """
     # What can be refused is refused first: preparing the data may take hours.
-    own = checkpoint.saved_steps(workdir / "checkpoints")
-    if own and (init or branch):
-        print(f"{workdir} has checkpoints of its own and goes on from them; --init and --branch are for a new run")
-    weights = checkpoint.find(init) if init and not own else None
-    origin = Origin(workdir / "checkpoints", own[-1]) if own else checkpoint.find(branch) if branch else None
+    origin, weights = _origin(workdir, init, branch)
     saved = checkpoint.read_saved(origin) if origin else None
-    if saved:
-        for warning in config_loading.check_resume(saved.config, config):
-            print(f"WARNING: {warning}")
-        if saved.step >= config.train.num_train_steps:
-            stands = (
-                f"it stands at step {saved.step:,} of config.train.num_train_steps={config.train.num_train_steps:,}"
-            )
-            if not own:
-                raise UserError(f"--branch={branch}: nothing is left to train, {stands}; raise the latter")
-            print(f"{workdir} is finished: {stands}")
-            return 0
+    if saved and _is_finished(saved, config, workdir, branch):
+        return 0
     mesh = mesh_of(config)
 
     prepared = build.prepare(config, tokenizer=tokenizer_lib.from_json(saved.tokenizer) if saved else None)
@@ -107,31 +94,46 @@ def train(config: Config, workdir: Path, init: str | None = None, branch: str | 
 
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     reporter = _reporter(setup, inputs, workdir, start, info)
-    evaluate: Callable[[Params], dict[str, float]] | None = None
-    if inputs.has_held_out:
-
-        def evaluate(params: Params) -> dict[str, float]:
-            return setup.evaluate(params, inputs.held_out())
-
     try:
         end, state, position = loop.train(
-            config, state, start, setup.train_step, inputs.training(start.sequences), evaluate, checkpoints,
+            config, state, start, setup.train_step, inputs.training(start.sequences),
+            _evaluator(setup, inputs), checkpoints,
             Saved(config, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json()), reporter,
         )  # fmt: skip
     finally:
         reporter.close()
         checkpoints.close()
-    match end:
-        case loop.End.NOT_FINITE:
-            _explain_failure(setup, state, start, inputs, workdir)
-        case loop.End.FINISHED:
-            print(f"finished at step {position.step:,}; everything about the run is in {workdir}")
-        case loop.End.PREEMPTED:
-            print(f"preempted at step {position.step}; saved, the same command goes on from there")
-        case loop.End.INTERRUPTED:
-            print(f"stopped at step {position.step}; saved, the same command goes on from there")
-            return 130
-    return 0
+    if end == loop.End.NOT_FINITE:
+        _explain_failure(setup, state, start, inputs, workdir)
+    if end == loop.End.FINISHED:
+        print(f"finished at step {position.step:,}; everything about the run is in {workdir}")
+        return 0
+    how = "preempted" if end == loop.End.PREEMPTED else "stopped"
+    print(f"{how} at step {position.step}; saved, the same command goes on from there")
+    return 0 if end == loop.End.PREEMPTED else 130
+
+
+def _origin(workdir: Path, init: str | None, branch: str | None) -> tuple[Origin | None, Origin | None]:
+    """The checkpoint whose whole state is gone on from, and the one that gives weights alone."""
+    own = checkpoint.saved_steps(workdir / "checkpoints")
+    if own:
+        if init or branch:
+            print(f"{workdir} has checkpoints of its own and goes on from them; --init and --branch are for a new run")
+        return Origin(workdir / "checkpoints", own[-1]), None
+    return checkpoint.find(branch) if branch else None, checkpoint.find(init) if init else None
+
+
+def _is_finished(saved: Saved, config: Config, workdir: Path, branch: str | None) -> bool:
+    """Whether a run that may go on under `config` has come to its end; raises `UserError` where it may not."""
+    for warning in config_loading.check_resume(saved.config, config):
+        print(f"WARNING: {warning}")
+    if saved.step < config.train.num_train_steps:
+        return False
+    stands = f"it stands at step {saved.step:,} of config.train.num_train_steps={config.train.num_train_steps:,}"
+    if not checkpoint.saved_steps(workdir / "checkpoints"):
+        raise UserError(f"--branch={branch}: nothing is left to train, {stands}; raise the latter")
+    print(f"{workdir} is finished: {stands}")
+    return True
 
 
 def _start(
@@ -195,6 +197,11 @@ def _reporter(setup: Setup, inputs: Inputs, workdir: Path, start: loop.Position,
     health = Health(config.optimizer.warmup_steps, prefix="eval/" if inputs.has_held_out else "")
     total = config.train.num_train_steps
     return Reporter(Console(total, start.step), writers, health, config.reporting.interval_steps, throughput, total)
+
+
+def _evaluator(setup: Setup, inputs: Inputs) -> Callable[[Params], dict[str, float]] | None:
+    """params -> held-out figures, or None where nothing is held out."""
+    return (lambda params: setup.evaluate(params, inputs.held_out())) if inputs.has_held_out else None
 
 
 def _explain_failure(setup: Setup, state: TrainState, start: loop.Position, inputs: Inputs, workdir: Path) -> None:
