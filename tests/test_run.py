@@ -108,7 +108,7 @@ def test_a_run_leaves_what_it_promises(finished):
     log = (finished.parent / "undisturbed.log").read_text()
     assert re.search(r"^step 2/20  loss \d+\.\d+  masked_lm_loss ", log, re.M)
     assert "\r" not in log and "\x1b" not in log  # plain lines in a pipe
-    saved = checkpoint.read_saved(finished / "checkpoints", 20)
+    saved = checkpoint.read_saved(checkpoint.find(f"{finished}@20"))
     assert (saved.step, saved.sequences) == (20, 160)
     assert saved.tokenizer["kind"] == "wordpiece"
 
