@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import absl.logging
 import ml_collections
 
 from electra_jax import config_loading
@@ -20,6 +21,8 @@ _OVERRIDE = "--config."
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs a command line: a `UserError` is one line and status 2, a failed run status 1, Ctrl-C 130."""
+    # Libraries warn through absl of what is no matter to a user; what is, we say ourselves.
+    absl.logging.set_verbosity(absl.logging.ERROR)
     try:
         status = main(sys.argv[1:]) or 0
     except (UserError, RunFailed) as error:
