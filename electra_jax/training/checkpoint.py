@@ -37,8 +37,13 @@ class Origin(NamedTuple):
     directory: Path
     step: int
 
+    @property
+    def path(self) -> Path:
+        """Its own folder."""
+        return self.directory / str(self.step)
+
     def __str__(self) -> str:
-        return str(self.directory / str(self.step))
+        return str(self.path)
 
 
 class Checkpoints:
@@ -107,7 +112,7 @@ def saved_steps(directory: Path) -> list[int]:
 
 def read_saved(origin: Origin) -> Saved:
     """What a checkpoint says of its run; raises `UserError` where it is damaged."""
-    folder = origin.directory / str(origin.step)
+    folder = origin.path
     try:
         run, tokenizer = (json.loads((folder / name / "metadata").read_text()) for name in ("run", "tokenizer"))
         return Saved(from_dict(run["config"]), run["step"], run["sequences"], run["data"], tokenizer)
@@ -118,7 +123,7 @@ def read_saved(origin: Origin) -> Saved:
 def restore(origin: Origin, abstract: TrainState) -> TrainState:
     """The state of a checkpoint, laid out as `abstract` says, whatever mesh it was saved from."""
     params = restore_params(origin, abstract.params)
-    opt_state = _restore(origin.directory / str(origin.step) / "opt_state", abstract.opt_state)
+    opt_state = _restore(origin.path / "opt_state", abstract.opt_state)
     scalar = functools.partial(jax.device_put, device=abstract.step.sharding)
     return TrainState(scalar(jnp.int32(origin.step)), params, opt_state, scalar(jnp.int32(-1)))
 
@@ -129,7 +134,7 @@ def restore_params(origin: Origin, abstract: Params) -> Params:
     Raises:
       UserError: where shapes differ from those of `abstract`.
     """
-    path = origin.directory / str(origin.step) / "params"
+    path = origin.path / "params"
     with ocp.StandardCheckpointer() as checkpointer:
         stored = _by_name(checkpointer.metadata(path.absolute()).item_metadata)
     expected = _by_name(abstract)
