@@ -78,6 +78,16 @@ class EncoderConfig:
 class ModelConfig:
     """Both towers, in Hugging Face's names; the generator is a fraction of the discriminator."""
 
+    towers: Literal["separate", "tied", "uniform_generator", "masked_lm"] = setting(
+        "separate",
+        "`separate`: a small generator and the discriminator; `tied`: one encoder with both heads; `uniform_generator`: no "
+        "generator, replacements are any token; `masked_lm`: one encoder with the generator's head alone (BERT)",
+        REFUSE,
+    )
+    tied_embeddings: bool = setting(
+        True, "one set of embeddings for both towers; else the generator has its own, of its own width", REFUSE
+    )
+
     embedding_size: int = setting(128, "width of the embedding tables both towers share", REFUSE)
     hidden_size: int = setting(256, "width of the discriminator", REFUSE)
     num_hidden_layers: int = setting(12, "layers of the discriminator", REFUSE)
@@ -105,15 +115,22 @@ class ModelConfig:
         return self._tower(self.hidden_size, self.num_hidden_layers, self.num_attention_heads, self.intermediate_size)
 
     @property
-    def generator(self) -> EncoderConfig:
+    def generator(self) -> EncoderConfig | None:
+        """The tower below the generator's head: its own, the discriminator's, or none."""
+        match self.towers:
+            case "tied" | "masked_lm":
+                return self.discriminator
+            case "uniform_generator":
+                return None
         # Rounded, not truncated: a third of 768 given as 0.33333 must be 256.
         hidden = round(self.generator_hidden_size * self.hidden_size)
-        return self._tower(
+        tower = self._tower(
             hidden,
             max(1, round(self.generator_layers * self.num_hidden_layers)),
             max(1, hidden * self.num_attention_heads // self.hidden_size),
             round(self.generator_hidden_size * self.intermediate_size),
         )
+        return tower if self.tied_embeddings else dataclasses.replace(tower, embedding_size=hidden)
 
     def _tower(self, hidden: int, layers: int, heads: int, intermediate: int) -> EncoderConfig:
         return EncoderConfig(
@@ -134,7 +151,19 @@ class ObjectiveConfig:
     )
     gen_weight: float = setting(1.0, "weight of the generator's masked-LM loss", WARN)
     disc_weight: float = setting(50.0, "weight of the discriminator's loss", WARN)
+    mask_sampling: Literal["without_replacement", "with_replacement"] = setting(
+        "without_replacement", "whether a position can be drawn twice, as in the reference", WARN
+    )
+    duplicate_positions: Literal["first", "average"] = setting(
+        "first", "what a position drawn twice gets: its first sample, or the reference's average of the token ids", WARN
+    )
     temperature: float = setting(1.0, "of the softmax that replacements are sampled from", WARN)
+    disallow_correct: bool = setting(False, "never sample the token that was masked", WARN)
+    loss_mean: Literal["global", "per_replica"] = setting(
+        "global",
+        "over what a loss is a mean: the batch, or the reference's: each replica's part (`train.replicas`)",
+        WARN,
+    )
 
     def max_predictions(self, length: int) -> int:
         """Slots for masked positions in a sequence of `length` tokens (the reference's formula)."""
@@ -143,19 +172,33 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW without bias correction, and the learning rate."""
+    """AdamW, and the learning rate."""
 
     learning_rate: float = setting(5e-4, "the peak", WARN)
-    schedule: Literal["linear", "cosine", "wsd"] = setting(
-        "linear", "linear decay (the reference's), cosine, or warm-up-stable-decay", WARN
+    schedule: Literal["linear", "linear_after_warmup", "cosine", "wsd"] = setting(
+        "linear",
+        "`linear`: the reference's, which decays from step 0 on, also while it warms up; `linear_after_warmup` and `cosine`, "
+        "from the peak; `wsd`: warm-up, stable, decay",
+        WARN,
     )
     warmup_steps: int = setting(10_000, "steps of linear warm-up", WARN)
     cooldown_steps: int = setting(0, "`wsd`: steps of linear decay to zero at the end of the run", WARN)
     beta1: float = setting(0.9, "of Adam", WARN)
     beta2: float = setting(0.999, "of Adam", WARN)
     eps: float = setting(1e-6, "of Adam", WARN)
+    bias_correction: bool = setting(False, "Adam's correction of its moments for their start at 0", REFUSE)
     weight_decay: float = setting(0.01, "decoupled; not on biases and LayerNorm", WARN)
-    clip_norm: float = setting(1.0, "global norm that gradients are clipped to", WARN)
+    decay_embeddings: bool = setting(True, "whether the embedding tables decay, as in the reference", WARN)
+    clip_norm: float = setting(1.0, "norm of all gradients together that they are clipped to", WARN)
+    clipping: Literal["global", "per_replica"] = setting(
+        "global",
+        "what is clipped: the batch's gradient, or the reference's: each replica's, which are then summed",
+        WARN,
+    )
+    layerwise_decay: float = setting(1.0, "what a layer's learning rate is of that above it", WARN)
+    layerwise_rule: Literal["fixed", "reference"] = setting(
+        "fixed", "the layer below the heads: `fixed`: decays once; `reference`: twice, off by one", WARN
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +210,9 @@ class TrainConfig:
     gradient_accumulation_steps: int = setting(
         1, "parts a batch is computed in; does not change the numbers beyond rounding", FREE
     )
+    replicas: int = setting(
+        1, "parts of a batch for the `per_replica` settings; the cores of the reference's TPU", WARN
+    )
     skip_steps: tuple[int, ...] = setting((), "steps whose update is left out, to pass a batch that gave NaN", WARN)
 
 
@@ -177,6 +223,9 @@ class EvaluationConfig:
     interval_steps: int = setting(10_000, "steps between evaluations on held-out records; also at the end", FREE)
     batch_size: int = setting(128, "sequences a batch; does not change the figures", FREE)
     max_records: int = setting(10_000, "held-out records used; 0: all", FREE)
+    disc_auc_padding: Literal["left_out", "counted"] = setting(
+        "left_out", "padding in disc_auc; `counted`: the reference's, as tokens surely original, which flatters", FREE
+    )
 
 
 @dataclasses.dataclass(frozen=True)

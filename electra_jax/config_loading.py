@@ -7,10 +7,11 @@ and checkpoint.
 
 import dataclasses
 import difflib
+import itertools
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NoReturn
 
 from electra_jax.config import REFUSE, WARN, Config
@@ -89,81 +90,80 @@ def check_resume(saved: Config, current: Config) -> list[str]:
 
 
 def validate(config: Config) -> None:
-    """Refuses combinations that cannot work, one line each; raises `UserError`."""
-    data, model, objective, optimizer, train = (
-        config.data,
-        config.model,
-        config.objective,
-        config.optimizer,
-        config.train,
-    )
-    for name, (value, field) in leaves(config).items():
-        if field.name in _POSITIVE and value <= 0:
-            _fail(name, value, "a number above 0")
-        if field.name in _NOT_NEGATIVE and value < 0:
-            _fail(name, value, "0 or more")
-        if field.name in _FRACTIONS and not 0 <= value < 1:
-            _fail(name, value, "a fraction of at least 0 and below 1")
-    if not 0 <= config.seed < 2**31:
-        _fail("seed", config.seed, "a number from 0 to 2147483647")
-    if not data.source.strip(" ,"):
-        _fail("data.source", data.source, "files, globs or `embedded`")
-    if data.max_seq_length < 8:
-        _fail("data.max_seq_length", data.max_seq_length, "8 or more")
-    if data.max_seq_length > model.max_position_embeddings:
-        _fail(
-            "data.max_seq_length",
-            data.max_seq_length,
-            f"at most model.max_position_embeddings, {model.max_position_embeddings}",
-        )
-    if data.packing == "two_segments" and model.type_vocab_size < 2:
-        _fail("model.type_vocab_size", model.type_vocab_size, "2 or more with data.packing=two_segments")
-    if config.tokenizer.vocab_size < 64:
-        _fail("tokenizer.vocab_size", config.tokenizer.vocab_size, "64 or more")
-    if model.hidden_size % model.num_attention_heads:
-        _fail(
-            "model.num_attention_heads",
-            model.num_attention_heads,
-            f"a divisor of model.hidden_size, {model.hidden_size}",
-        )
-    if model.generator.hidden_size < 1 or model.generator.hidden_size % model.generator.num_attention_heads:
-        heads = model.generator.num_attention_heads
-        _fail(
-            "model.generator_hidden_size",
-            model.generator_hidden_size,
-            f"a fraction that makes the generator's width, now {model.generator.hidden_size}, a multiple of its {heads} heads",
-        )
-    if not 0 < objective.mask_prob < 1:
-        _fail("objective.mask_prob", objective.mask_prob, "a fraction above 0 and below 1")
-    if not 0 <= objective.mask_token_prob <= 1:
-        _fail("objective.mask_token_prob", objective.mask_token_prob, "a fraction from 0 to 1")
-    if optimizer.cooldown_steps > train.num_train_steps:
-        _fail(
-            "optimizer.cooldown_steps",
-            optimizer.cooldown_steps,
-            f"at most train.num_train_steps, {train.num_train_steps}",
-        )
-    if optimizer.schedule != "wsd" and optimizer.cooldown_steps:
-        _fail("optimizer.cooldown_steps", optimizer.cooldown_steps, "0 unless optimizer.schedule=wsd")
-    if train.batch_size % train.gradient_accumulation_steps:
-        _fail(
-            "train.gradient_accumulation_steps",
-            train.gradient_accumulation_steps,
-            f"a divisor of train.batch_size, {train.batch_size}",
-        )
+    """Refuses values and combinations that cannot work, one line each; raises `UserError`."""
+    values = {name: value for name, (value, _) in leaves(config).items()}
+    # One after the other: the later ones divide by what the first have seen to be above 0.
+    for fits, name, expected in itertools.chain(_ranges(config), _data_and_model(config), _training(config)):
+        if not fits:
+            _fail(name, values[name], expected)
     sizes = dataclasses.asdict(config.mesh)
-    for axis, size in sizes.items():
-        if size != -1 and size < 1:
-            _fail(f"mesh.{axis}", size, "a number of devices, or -1 for all that are left")
     if list(sizes.values()).count(-1) > 1:
         _fail("mesh", sizes, "-1 for one axis at the most")
+
+
+_Check = tuple[bool, str, str]  # whether it fits, the field, what would be right
+
+
+def _ranges(config: Config) -> Iterator[_Check]:
+    for name, (value, field) in leaves(config).items():
+        if field.name in _POSITIVE:
+            yield value > 0, name, "a number above 0"
+        if field.name in _NOT_NEGATIVE:
+            yield value >= 0, name, "0 or more"
+        if field.name in _FRACTIONS:
+            yield 0 <= value < 1, name, "a fraction of at least 0 and below 1"
+        if name.startswith("mesh."):
+            yield value == -1 or value >= 1, name, "a number of devices, or -1 for all that are left"
+    objective = config.objective
+    yield 0 <= config.seed < 2**31, "seed", "a number from 0 to 2147483647"
+    yield 0 < objective.mask_prob < 1, "objective.mask_prob", "a fraction above 0 and below 1"
+    yield 0 <= objective.mask_token_prob <= 1, "objective.mask_token_prob", "a fraction from 0 to 1"
+    yield config.optimizer.layerwise_decay <= 1, "optimizer.layerwise_decay", "at most 1"
+    yield config.tokenizer.vocab_size >= 64, "tokenizer.vocab_size", "64 or more"
+
+
+def _data_and_model(config: Config) -> Iterator[_Check]:
+    data, model = config.data, config.model
+    yield bool(data.source.strip(" ,")), "data.source", "files, globs or `embedded`"
+    yield data.max_seq_length >= 8, "data.max_seq_length", "8 or more"
+    positions = model.max_position_embeddings
+    yield data.max_seq_length <= positions, "data.max_seq_length", f"at most model.max_position_embeddings, {positions}"
+    fits = data.packing != "two_segments" or model.type_vocab_size >= 2
+    yield fits, "model.type_vocab_size", "2 or more with data.packing=two_segments"
+    fits = model.hidden_size % model.num_attention_heads == 0
+    yield fits, "model.num_attention_heads", f"a divisor of model.hidden_size, {model.hidden_size}"
+    generator = model.generator
+    if generator:
+        width, heads = generator.hidden_size, generator.num_attention_heads
+        expected = f"a fraction that makes the generator's width, now {width}, a multiple of its {heads} heads"
+        yield width >= 1 and width % heads == 0, "model.generator_hidden_size", expected
+    fits = model.tied_embeddings or model.towers == "separate"
+    yield fits, "model.tied_embeddings", f"true where model.towers={model.towers}: one tower has nothing to untie"
+
+
+def _training(config: Config) -> Iterator[_Check]:
+    objective, optimizer, train = config.objective, config.optimizer, config.train
+    fits = optimizer.cooldown_steps <= train.num_train_steps
+    yield fits, "optimizer.cooldown_steps", f"at most train.num_train_steps, {train.num_train_steps}"
+    fits = optimizer.schedule == "wsd" or not optimizer.cooldown_steps
+    yield fits, "optimizer.cooldown_steps", "0 unless optimizer.schedule=wsd"
+    fits = train.batch_size % train.replicas == 0
+    yield fits, "train.replicas", f"a divisor of train.batch_size, {train.batch_size}"
+    fits = train.replicas == 1 or "per_replica" in (objective.loss_mean, optimizer.clipping)
+    yield fits, "train.replicas", "1 unless objective.loss_mean or optimizer.clipping is per_replica"
+    share, of = train.batch_size, "train.batch_size"
+    if train.replicas > 1:
+        share, of = share // train.replicas, "train.batch_size / train.replicas"
+    fits = share % train.gradient_accumulation_steps == 0
+    yield fits, "train.gradient_accumulation_steps", f"a divisor of {of}, {share}"
 
 
 _POSITIVE = {
     "vocab_size", "training_bytes", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
     "intermediate_size", "generator_hidden_size", "generator_layers", "max_position_embeddings", "type_vocab_size",
     "initializer_range", "layer_norm_eps", "temperature", "learning_rate", "eps", "clip_norm", "batch_size",
-    "num_train_steps", "gradient_accumulation_steps", "interval_steps", "save_interval_steps", "max_to_keep",
+    "num_train_steps", "gradient_accumulation_steps", "replicas", "interval_steps",
+    "layerwise_decay", "save_interval_steps", "max_to_keep",
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "gen_weight",

@@ -34,7 +34,7 @@ BAD = [
         "3",
         ["train.gradient_accumulation_steps=3", "divisor of train.batch_size, 128"],
     ),
-    ("optimizer.schedule", "step", ["optimizer.schedule='step'", "linear, cosine, wsd"]),
+    ("optimizer.schedule", "step", ["optimizer.schedule='step'", "linear, linear_after_warmup, cosine, wsd"]),
     ("optimizer.cooldown_steps", "100", ["optimizer.cooldown_steps=100", "wsd"]),
     ("optimizer.beta2", "1.0", ["optimizer.beta2=1.0"]),
     ("model.hidden_dropout_prob", "-0.1", ["model.hidden_dropout_prob=-0.1"]),

@@ -37,12 +37,9 @@ def run(params, ids, architecture=ARCHITECTURE, noise=None):
     """Hidden states of the discriminator and both towers' logits, everywhere."""
     batch = read_layout(jnp.asarray(ids), jnp.arange(len(ids)), IDS)
     model = architecture.merge(params)
-    embedded = model.shared(batch.input_ids, batch.position_ids, batch.token_type_ids, noise)
     everywhere = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    generated = model.generator.logits(
-        model.generator.hidden(embedded, batch.segment_ids, noise), everywhere, model.shared.word[...]
-    )
-    hidden = model.discriminator.hidden(embedded, batch.segment_ids, noise)
+    generated = model.generator_logits(batch.text, everywhere, noise)
+    hidden = model.discriminator_hidden(batch.text, noise)
     return hidden, model.discriminator.logits(hidden), generated
 
 
@@ -98,7 +95,10 @@ def test_both_towers_equal_plain_numpy(params):
     embedded = shared["word"][PACKED] + shared["position"][positions] + shared["token_type"][0]
     embedded = numpy_layer_norm(embedded, shared["norm"])
     x = numpy_encoder(
-        numpy_linear(embedded, discriminator["embeddings_project"]), discriminator["encoder"]["layers"], segment_ids, 4
+        numpy_linear(embedded, discriminator["encoder"]["embeddings_project"]),
+        discriminator["encoder"]["layers"],
+        segment_ids,
+        4,
     )
     np.testing.assert_allclose(hidden, x, atol=2e-5)
     expected = numpy_linear(numpy_gelu(numpy_linear(x, discriminator["head"])), discriminator["head_output"])[..., 0]
@@ -122,7 +122,7 @@ def test_packed_equals_one_by_one(params):
 def test_attention_never_crosses_documents(params):
     """By gradient: no output of one document depends on another's input. Within a document it does."""
     batch = read_layout(jnp.asarray(PACKED[:1]), jnp.arange(1), IDS)
-    x = jax.random.normal(jax.random.key(1), (1, 17, 32))
+    x = jax.random.normal(jax.random.key(1), (1, 17, 16))
 
     # One output after the other: jax 0.10.2 on a CPU gets a vmap over this vjp, and so jacrev, wrong.
     @jax.jit
@@ -185,7 +185,8 @@ def test_dropout_acts_in_every_layer(params, rates):
         assert float(jnp.abs(change).max()) > 0.1
         masks.append(np.asarray(change))
     assert not np.allclose(*masks)
-    assert float(jnp.abs(encoder(x, segment_ids, noise) - encoder(x, segment_ids, None)).max()) > 0.1
+    embedded = jax.random.normal(jax.random.key(2), (2, 17, 16))
+    assert float(jnp.abs(encoder(embedded, segment_ids, noise) - encoder(embedded, segment_ids, None)).max()) > 0.1
 
 
 def test_the_two_sublayers_drop_apart(params):

@@ -7,11 +7,12 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from electra_jax.config import ModelConfig, ObjectiveConfig
+from electra_jax.config import Config, ModelConfig, ObjectiveConfig
 from electra_jax.models.electra import Architecture
 from electra_jax.objectives import losses, masking, sampling
 from electra_jax.objectives.layout import TokenIds, read_layout
-from electra_jax.objectives.replaced_tokens import randomness, replaced_token_detection
+from electra_jax.objectives.replaced_tokens import replaced_token_detection
+from electra_jax.objectives.terms import Example, randomness
 from electra_jax.reporting.metrics import Sums, area_under_roc, figures
 
 IDS = TokenIds(0, 2, 3, 4, two_segments=False)
@@ -116,7 +117,11 @@ def test_samples_depend_on_seed_step_and_index_alone():
         masked = jax.tree.map(lambda x: x[16 - len(batch.index) :], masked)
         draws = draw(batch, step, seed)
         run = jax.jit(
-            lambda: replaced_token_detection(ARCHITECTURE.merge(params), batch, masked, draws, CONFIG).sampled_ids
+            lambda: (
+                replaced_token_detection(
+                    ARCHITECTURE.merge(params), Example(batch, masked, draws), Config()
+                ).sampled_ids
+            )
         )
         return np.asarray(run())
 
@@ -173,10 +178,10 @@ def test_extreme_draws_stay_within_the_distribution():
 def test_no_gradient_through_sampling():
     """The discriminator's loss does not reach the generator; the generator's own does."""
     batch, params = random_batch(4), ARCHITECTURE.init(jax.random.key(0))
-    masked, draws = mask(batch), draw(batch)
+    example = Example(batch, mask(batch), draw(batch))
 
     def loss(params, name):
-        terms = replaced_token_detection(ARCHITECTURE.merge(params), batch, masked, draws, CONFIG)
+        terms = replaced_token_detection(ARCHITECTURE.merge(params), example, Config())
         return terms.losses[name].total
 
     disc = jax.grad(loss)(params, "disc_loss")
@@ -190,7 +195,9 @@ def test_no_gradient_through_sampling():
 def terms_of(batch, masked, sampled_ids=None):
     params = ARCHITECTURE.init(jax.random.key(0))
     run = jax.jit(
-        lambda given: replaced_token_detection(ARCHITECTURE.merge(params), batch, masked, draw(batch), CONFIG, given)
+        lambda given: replaced_token_detection(
+            ARCHITECTURE.merge(params), Example(batch, masked, draw(batch), given), Config()
+        )
     )
     return params, run(sampled_ids)
 
@@ -212,10 +219,7 @@ def test_labels_and_terms():
     assert 0 < labels.sum() < used.sum()
 
     model = ARCHITECTURE.merge(params)
-    embedded = model.shared(jnp.asarray(corrupted), batch.position_ids, batch.token_type_ids, None)
-    scores = np.asarray(
-        model.discriminator.logits(model.discriminator.hidden(embedded, batch.segment_ids, None)), np.float64
-    )
+    scores = np.asarray(model.discriminator_logits(batch.text._replace(input_ids=jnp.asarray(corrupted))), np.float64)
     probability = 1 / (1 + np.exp(-scores))
     expected = -np.where(labels, np.log(probability), np.log1p(-probability))[real].mean()
     got = figures(jax.device_get({"means": {**terms.losses, **terms.metrics}, "histogram": terms.histogram}))
@@ -228,10 +232,7 @@ def test_labels_and_terms():
     np.testing.assert_allclose(got["disc_auc"], sk.roc_auc_score(y, s), atol=2e-3)
     np.testing.assert_allclose(got["replaced_share"], y.mean(), rtol=1e-6)
 
-    embedded = model.shared(masked.input_ids, batch.position_ids, batch.token_type_ids, None)
-    logits = model.generator.logits(
-        model.generator.hidden(embedded, batch.segment_ids, None), masked.positions, model.shared.word[...]
-    )
+    logits = model.generator_logits(batch.text._replace(input_ids=masked.input_ids), masked.positions)
     logits = np.asarray(logits, np.float64)[..., :VOCAB]
     log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = -np.take_along_axis(log_probability, original[..., None], -1)[..., 0][used].mean()

@@ -93,7 +93,7 @@ def test_masks_follow_the_step(prepared):
     setup = make_setup(config, prepared)
     (ids,) = batches(prepared, config, 1)
     drawn = [corrupt(jnp.int32(step), jnp.asarray(ids), config, setup.ids) for step in (3, 3, 4)]
-    positions = [np.asarray(masked.positions) for _, masked, _ in drawn]
+    positions = [np.asarray(example.masked.positions) for example in drawn]
     np.testing.assert_array_equal(positions[0], positions[1])
     assert not np.array_equal(positions[0], positions[2])
 

@@ -12,9 +12,13 @@ def step_flops(config: Config, vocab_size: int) -> float:
     length, batch = config.data.max_seq_length, config.train.batch_size
     masked = config.objective.max_predictions(length)
     generator, discriminator = config.model.generator, config.model.discriminator
-    forward = _encoder(generator, length) + _encoder(discriminator, length)
-    forward += 2 * masked * generator.embedding_size * (generator.hidden_size + vocab_size)
-    forward += 2 * length * discriminator.hidden_size * (discriminator.hidden_size + 1)
+    forward = 0
+    if generator:
+        forward += _encoder(generator, length)
+        forward += 2 * masked * generator.embedding_size * (generator.hidden_size + vocab_size)
+    if config.model.towers != "masked_lm":
+        forward += _encoder(discriminator, length)
+        forward += 2 * length * discriminator.hidden_size * (discriminator.hidden_size + 1)
     return 3.0 * batch * forward
 
 

@@ -1,37 +1,77 @@
 """Both towers over one set of embeddings, and the way between the module and its parameter tree."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
 from electra_jax.config import ModelConfig
 from electra_jax.models.discriminator import Discriminator
+from electra_jax.models.encoder import Encoder
 from electra_jax.models.generator import Generator
 from electra_jax.models.layers import Embeddings
+from electra_jax.models.noise import Noise
 
 Params = dict[str, Any]
 
 
+class Text(NamedTuple):
+    """What the towers read, `[B, L]` int32 each."""
+
+    input_ids: jax.Array
+    position_ids: jax.Array
+    token_type_ids: jax.Array
+    segment_ids: jax.Array  # attention stays within equal numbers; 0 for padding
+
+
 class Electra(nnx.Module):
-    """Generator and discriminator; the embeddings both use are one object (ELECTRA, section 3.2)."""
+    """The towers; the embeddings both use are one object (ELECTRA, section 3.2).
+
+    `generator` is None where there is none (`model.towers`), and may lack an encoder of its own.
+    """
 
     def __init__(self, config: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs):
-        self.shared = Embeddings(config, vocab_size, rngs=rngs)
-        self.generator = Generator(config.generator, vocab_size, rngs=rngs)
-        self.discriminator = Discriminator(config.discriminator, rngs=rngs)
+        self.shared = Embeddings(config, config.embedding_size, vocab_size, rngs=rngs)
+        generator = config.generator
+        self.generator = generator and Generator(config, generator, vocab_size, rngs=rngs)
+        self.discriminator = Discriminator(config.discriminator, config.towers != "masked_lm", rngs=rngs)
+
+    def generator_logits(self, text: Text, positions: jax.Array, noise: Noise | None = None) -> jax.Array:
+        """Masked-LM logits at `positions`, `[B, M] -> [B, M, Vp]` float32 (see `Generator.logits`)."""
+        embeddings = self.generator.embeddings or self.shared
+        encoder = self.generator.encoder or self.discriminator.encoder
+        hidden = _encode(embeddings, encoder, text, noise)
+        return self.generator.logits(hidden, positions, embeddings.word[...])
+
+    def discriminator_logits(self, text: Text, noise: Noise | None = None) -> jax.Array:
+        """`[B, L]` float32; above 0 where a token looks replaced."""
+        return self.discriminator.logits(self.discriminator_hidden(text, noise))
+
+    def discriminator_hidden(self, text: Text, noise: Noise | None = None) -> jax.Array:
+        """Hidden states of the last layer, `[B, L, D]`."""
+        return _encode(self.shared, self.discriminator.encoder, text, noise)
+
+
+def _encode(embeddings: Embeddings, encoder: Encoder, text: Text, noise: Noise | None) -> jax.Array:
+    embedded = embeddings(text.input_ids, text.position_ids, text.token_type_ids, noise and noise.at(_EMBEDDINGS))
+    return encoder(embedded, text.segment_ids, noise)
+
+
+# The place of the embeddings' dropout; the layers have the places from 0 on.
+_EMBEDDINGS = 2**20
 
 
 class Architecture:
     """The static part of the model: what makes an `Electra` of a parameter tree.
 
     Attributes:
+      vocab_size: rows of the word embeddings.
       shapes: the parameter tree, `{"shared", "generator", "discriminator"}`, as `jax.ShapeDtypeStruct`.
       axes: the same tree, with the logical axis names of each parameter.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int):
-        self._config, self._vocab_size = config, vocab_size
+        self._config, self.vocab_size = config, vocab_size
         # Laying out is the step's business, by the axis names; Flax would otherwise want a mesh right here.
         with nnx.use_eager_sharding(False):
             abstract = nnx.eval_shape(lambda: self._new(jax.random.key(0)))
@@ -52,7 +92,7 @@ class Architecture:
         return nnx.merge(self._graph, state)
 
     def _new(self, key: jax.Array) -> Electra:
-        return Electra(self._config, self._vocab_size, rngs=nnx.Rngs(params=key))
+        return Electra(self._config, self.vocab_size, rngs=nnx.Rngs(params=key))
 
 
 def _is_variable(x: Any) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn import initializers
 
 from electra_jax.config import EncoderConfig
 from electra_jax.models.attention import SelfAttention
@@ -33,9 +34,17 @@ class Layer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """`num_hidden_layers` layers whose parameters are stacked along a leading axis, `layers`."""
+    """From embeddings to hidden states: a projection where the widths differ, then the layers.
+
+    The layers' parameters are stacked along a leading axis, `layers`.
+    """
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        # TensorFlow's default initialiser, which the reference leaves in place here.
+        init, sizes = initializers.glorot_uniform(), (config.embedding_size, config.hidden_size)
+        is_needed = config.embedding_size != config.hidden_size
+        self.embeddings_project = Linear(*sizes, ("embedding", "embed"), init, rngs=rngs) if is_needed else None
+
         @nnx.split_rngs(splits=config.num_hidden_layers)
         @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
         def stacked(rngs: nnx.Rngs) -> Layer:
@@ -44,8 +53,9 @@ class Encoder(nnx.Module):
         self.layers = stacked(rngs)
         self.num_layers, self.remat = config.num_hidden_layers, config.remat
 
-    def __call__(self, x: jax.Array, segment_ids: jax.Array, noise: Noise | None) -> jax.Array:
-        """`[B, L, D] -> [B, L, D]`."""
+    def __call__(self, embedded: jax.Array, segment_ids: jax.Array, noise: Noise | None) -> jax.Array:
+        """`[B, L, E] -> [B, L, D]`."""
+        x = embedded if self.embeddings_project is None else self.embeddings_project(embedded)
         graph, parameters = nnx.split(self.layers)
 
         def layer(x, inputs):

@@ -5,38 +5,26 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
 
-from electra_jax.config import EncoderConfig
+from electra_jax.config import EncoderConfig, ModelConfig
 from electra_jax.models.encoder import Encoder
-from electra_jax.models.layers import LayerNorm, Linear, gelu, normal, parameter
-from electra_jax.models.noise import Noise
+from electra_jax.models.layers import Embeddings, LayerNorm, Linear, gelu, normal, parameter
 
 # Logits come for a vocabulary padded to a multiple of this: the tile of a TPU, and blocks for sampling.
 VOCAB_BLOCK = 128
 
 
 class Generator(nnx.Module):
-    """Encoder and head of the generator; the embeddings are given to it."""
+    """The generator's head, and what else is its own: the encoder unless tied, the embeddings if untied."""
 
-    def __init__(self, config: EncoderConfig, vocab_size: int, *, rngs: nnx.Rngs):
+    def __init__(self, model: ModelConfig, config: EncoderConfig, vocab_size: int, *, rngs: nnx.Rngs):
         size = config.embedding_size
-        if size != config.hidden_size:
-            # TensorFlow's default initialiser, which the reference leaves in place here.
-            self.embeddings_project = Linear(
-                size, config.hidden_size, ("embedding", "embed"), initializers.glorot_uniform(), rngs=rngs
-            )
-        else:
-            self.embeddings_project = None
-        self.encoder = Encoder(config, rngs=rngs)
+        self.embeddings = None if model.tied_embeddings else Embeddings(model, size, vocab_size, rngs=rngs)
+        self.encoder = Encoder(config, rngs=rngs) if model.towers == "separate" else None
         self.transform = Linear(
             config.hidden_size, size, ("embed", "embedding"), normal(config.initializer_range), rngs=rngs
         )
         self.transform_norm = LayerNorm(size, config.layer_norm_eps, "embedding", rngs=rngs)
         self.output_bias = parameter(rngs, initializers.zeros, (vocab_size,), ("vocab",))
-
-    def hidden(self, embedded: jax.Array, segment_ids: jax.Array, noise: Noise | None) -> jax.Array:
-        """`[B, L, E] -> [B, L, Dg]`."""
-        x = embedded if self.embeddings_project is None else self.embeddings_project(embedded)
-        return self.encoder(x, segment_ids, noise)
 
     def logits(self, hidden: jax.Array, positions: jax.Array, word_embeddings: jax.Array) -> jax.Array:
         """Predictions at chosen positions only.

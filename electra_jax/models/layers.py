@@ -106,10 +106,10 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class Embeddings(nnx.Module):
-    """Word, position and token-type embeddings with LayerNorm; one object, given to both towers."""
+    """Word, position and token-type embeddings of width `size`, with LayerNorm."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs):
-        init, size = normal(config.initializer_range), config.embedding_size
+    def __init__(self, config: ModelConfig, size: int, vocab_size: int, *, rngs: nnx.Rngs):
+        init = normal(config.initializer_range)
         # The embedding axis stays whole: sharded, the gather would have to be assembled on every device.
         self.word = parameter(rngs, init, (vocab_size, size), ("vocab", "embedding"))
         self.position = parameter(rngs, init, (config.max_position_embeddings, size), ("position", "embedding"))

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from electra_jax.models.electra import Text
+
 
 class TokenIds(NamedTuple):
     """Ids the layout is read from and that objectives treat apart."""
@@ -29,6 +31,11 @@ class Batch(NamedTuple):
     def is_real(self) -> jax.Array:
         """`[B, L]` bool: not padding."""
         return self.segment_ids > 0
+
+    @property
+    def text(self) -> Text:
+        """What the towers read of it."""
+        return Text(self.input_ids, self.position_ids, self.token_type_ids, self.segment_ids)
 
 
 def read_layout(input_ids: jax.Array, index: jax.Array, ids: TokenIds) -> Batch:

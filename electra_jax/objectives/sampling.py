@@ -11,7 +11,15 @@ def uniforms(keys: jax.Array, slots: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.uniform(key, (slots, 2)))(keys)
 
 
-def sample(logits: jax.Array, draws: jax.Array, temperature: float = 1.0) -> jax.Array:
+def uniform_logits(vocab_size: int, shape: tuple[int, ...]) -> jax.Array:
+    """Logits of the uniform distribution over the vocabulary, padded as the generator's are: `[*shape, Vp]`."""
+    size = -(-vocab_size // VOCAB_BLOCK) * VOCAB_BLOCK
+    return jnp.broadcast_to(jnp.where(jnp.arange(size) < vocab_size, 0.0, -1e9), (*shape, size))
+
+
+def sample(
+    logits: jax.Array, draws: jax.Array, temperature: float = 1.0, disallowed: jax.Array | None = None
+) -> jax.Array:
     """Draws token ids from softmax(logits / temperature); no gradient passes.
 
     The same distribution as the reference's Gumbel-max, with two uniform numbers instead of one a token of
@@ -22,6 +30,7 @@ def sample(logits: jax.Array, draws: jax.Array, temperature: float = 1.0) -> jax
       logits: `[B, M, Vp]` float32, `Vp` a multiple of `VOCAB_BLOCK`.
       draws: `[B, M, 2]`, uniform in [0, 1).
       temperature: above 1 flattens the distribution.
+      disallowed: `[B, M]`, an id each that is not to be drawn, or None.
 
     Returns:
       `[B, M]` int32.
@@ -29,6 +38,8 @@ def sample(logits: jax.Array, draws: jax.Array, temperature: float = 1.0) -> jax
     logits = jax.lax.stop_gradient(logits)
     if temperature != 1.0:
         logits = logits / temperature
+    if disallowed is not None:
+        logits = jnp.where(jnp.arange(logits.shape[-1]) == disallowed[..., None], -1e9, logits)
     blocks = logits.reshape(*logits.shape[:-1], -1, VOCAB_BLOCK)
     blocks = blocks - logits.max(-1)[..., None, None]
     block = _invert(jnp.exp(blocks).sum(-1), draws[..., 0])  # [B, M]

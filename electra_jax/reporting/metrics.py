@@ -23,9 +23,10 @@ class Sums:
 
 
 def figures(sums: Any) -> dict[str, float]:
-    """Divides each sum by its weight; a mean over nothing is 0. Adds `disc_auc` from the histogram."""
+    """Divides each sum by its weight; a mean over nothing is 0. Adds `disc_auc` from the histogram, if there is one."""
     result = {name: float(mean.total / mean.weight) if mean.weight else 0.0 for name, mean in sums["means"].items()}
-    result["disc_auc"] = area_under_roc(np.asarray(sums["histogram"], np.float64))
+    if sums["histogram"] is not None:
+        result["disc_auc"] = area_under_roc(np.asarray(sums["histogram"], np.float64))
     return result
 
 

@@ -11,7 +11,8 @@ from electra_jax.config import Config
 from electra_jax.models.electra import Architecture, Params
 from electra_jax.objectives import masking
 from electra_jax.objectives.layout import TokenIds, read_layout
-from electra_jax.objectives.replaced_tokens import randomness, replaced_token_detection
+from electra_jax.objectives.objective import objective
+from electra_jax.objectives.terms import Example, randomness
 from electra_jax.reporting import metrics as metrics_lib
 from electra_jax.training.partitioning import BATCH
 from electra_jax.training.state import EVALUATION_STREAM, stream
@@ -32,8 +33,8 @@ def evaluation_step(
     """
     batch = read_layout(input_ids, record, ids)
     draws = randomness(stream(config.seed, EVALUATION_STREAM), record, dropout=False)
-    masked = masking.choose(draws.masking, batch, ids, config.objective)
-    terms = replaced_token_detection(architecture.merge(params), batch, masked, draws, config.objective)
+    example = Example(batch, masking.choose(draws.masking, batch, ids, config.objective), draws)
+    terms = objective(architecture.merge(params), example, config)
     return {"means": {**terms.losses, **terms.metrics}, "histogram": terms.histogram}
 
 

@@ -1,6 +1,8 @@
 """The train step: one pure function of (state, batch) for every machine and mesh."""
 
 import functools
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,15 +16,9 @@ from electra_jax.objectives import masking
 from electra_jax.objectives.layout import Batch, TokenIds, read_layout
 from electra_jax.objectives.losses import Mean
 from electra_jax.objectives.masking import Masked
-from electra_jax.objectives.replaced_tokens import (
-    Randomness,
-    Terms,
-    denominators,
-    loss_weights,
-    randomness,
-    replaced_token_detection,
-)
-from electra_jax.training.optimizer import learning_rate, make_optimizer
+from electra_jax.objectives.objective import objective
+from electra_jax.objectives.terms import Example, Randomness, Terms, denominators, loss_weights, randomness
+from electra_jax.training.optimizer import layer_rates, learning_rate, make_optimizer
 from electra_jax.training.partitioning import BATCH
 from electra_jax.training.state import TRAIN_STREAM, TrainState, stream
 
@@ -45,16 +41,50 @@ def train_step(
     Returns:
       The next state, and metrics as (sum, weight).
     """
-    batch, masked, draws = corrupt(state.step, input_ids, config, ids)
-    gradients, terms = _gradients(state.params, batch, masked, draws, config, architecture)
-    return _update(state, gradients, terms, config, architecture)
+    example = corrupt(state.step, input_ids, config, ids)
+    return _update(state, *loss_and_gradients(state.params, example, config, architecture), config, architecture)
 
 
-def corrupt(step: jax.Array, input_ids: jax.Array, config: Config, ids: TokenIds) -> tuple[Batch, Masked, Randomness]:
+def corrupt(step: jax.Array, input_ids: jax.Array, config: Config, ids: TokenIds) -> Example:
     """The batch of a step as the objective takes it: layout read, positions masked, draws made."""
     batch = read_layout(input_ids, jnp.arange(input_ids.shape[0]), ids)
     draws = randomness(jax.random.fold_in(stream(config.seed, TRAIN_STREAM), step), batch.index, dropout=True)
-    return batch, masking.choose(draws.masking, batch, ids, config.objective), draws
+    return Example(batch, masking.choose(draws.masking, batch, ids, config.objective), draws)
+
+
+def replay(
+    config: Config,
+    state: TrainState,
+    batch: Batch,
+    masked_positions: jax.Array,
+    masked_weights: jax.Array,
+    masked_input_ids: jax.Array,
+    sampled_ids: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update with everything random given from outside, and without dropout.
+
+    For comparison with another implementation: given the same positions and samples, both must come to the same
+    losses and parameters. The rest is `train_step` itself. A pure function; jit it with `config` static.
+
+    Args:
+      config: of the run.
+      state: `training.state.new_state(config, Architecture(config.model, vocab_size))`, or what the last call returned.
+      batch: the text; `objectives.layout.read_layout` makes one of token ids.
+      masked_positions: `[B, M]` int32, positions to predict, any number `M` of slots.
+      masked_weights: `[B, M]`, 1 for slots that are used and 0 for the others.
+      masked_input_ids: `[B, L]` int32, the generator's input.
+      sampled_ids: `[B, M]` int32, the replacements; not read by masked language modelling alone.
+
+    Returns:
+      The next state, and the figures of the step by their names in `metrics.jsonl`, as scalars.
+    """
+    architecture = Architecture(config.model, state.params["shared"]["word"].shape[0])
+    masked = Masked(masked_positions, masked_weights.astype(jnp.float32), masked_input_ids)
+    example = Example(batch, masked, Randomness(), sampled_ids)
+    new, metrics = _update(
+        state, *loss_and_gradients(state.params, example, config, architecture), config, architecture
+    )
+    return new, {name: mean.total / jnp.maximum(mean.weight, 1) for name, mean in metrics["means"].items()}
 
 
 def make_train_step(config: Config, architecture: Architecture, ids: TokenIds, mesh: Mesh, abstract: TrainState):
@@ -72,14 +102,15 @@ def make_diagnosis(config: Config, architecture: Architecture, ids: TokenIds):
     """(params, step, input_ids) -> what a step does before it updates: its batch, masks, samples, terms, gradients' norms."""
 
     def diagnose(params: Params, step: jax.Array, input_ids: jax.Array) -> dict[str, Any]:
-        batch, masked, draws = corrupt(step, input_ids, config, ids)
-        gradients, terms = _gradients(params, batch, masked, draws, config, architecture)
+        example = corrupt(step, input_ids, config, ids)
+        _, gradients, terms = loss_and_gradients(params, example, config, architecture)
+        sampled = {} if terms.sampled_ids is None else {"sampled_ids": terms.sampled_ids}
         return {
             "input_ids": input_ids,
-            "masked_positions": masked.positions,
-            "masked_weights": masked.weights,
-            "masked_input_ids": masked.input_ids,
-            "sampled_ids": terms.sampled_ids,
+            "masked_positions": example.masked.positions,
+            "masked_weights": example.masked.weights,
+            "masked_input_ids": example.masked.input_ids,
+            **sampled,
             "gradient_norms_by_group": {group: optax.tree.norm(part) for group, part in gradients.items()},
             "losses": {name: term.total / jnp.maximum(term.weight, 1) for name, term in terms.losses.items()},
             "gradient_norms": {
@@ -91,41 +122,74 @@ def make_diagnosis(config: Config, architecture: Architecture, ids: TokenIds):
     return jax.jit(diagnose)
 
 
-def _gradients(
-    params: Params, batch: Batch, masked: Masked, draws: Randomness, config: Config, architecture: Architecture
-) -> tuple[Params, Terms]:
-    """Gradients of the total loss, and the terms, summed over the parts a batch is computed in."""
-    weights, divisors = loss_weights(config.objective), denominators(batch, masked)
+def loss_and_gradients(
+    params: Params, example: Example, config: Config, architecture: Architecture
+) -> tuple[jax.Array, Params, Terms]:
+    """The total loss, its gradients, and the terms as sums over the batch.
 
-    def loss(params: Params, part: tuple[Batch, Masked, Randomness]) -> tuple[jax.Array, Terms]:
-        terms = replaced_token_detection(architecture.merge(params), *part, config.objective)
-        # Divided by the weight of the whole batch, so that the parts' gradients simply add up.
-        total = sum(w * terms.losses[n].total / jnp.maximum(divisors[n], 1) for n, w in weights.items())
-        return total, terms
+    A batch is computed in parts, one after the other: by replica where each has its own means or clips its own
+    gradient, and within that by accumulation. With `optimizer.clipping=per_replica` the gradients are the sum of
+    the replicas' clipped ones, as the reference's optimizer on a TPU adds them up.
+    """
+    optimizer, replicas = config.optimizer, config.train.replicas
+    clips, own_means = optimizer.clipping == "per_replica", config.objective.loss_mean == "per_replica"
+    # Divided by the weight of the whole batch, so that the parts' gradients simply add up.
+    whole = {name: jnp.maximum(weight, 1) / replicas for name, weight in denominators(example).items()}
 
-    gradient = jax.grad(loss, has_aux=True)
-    accumulation = config.train.gradient_accumulation_steps
-    if accumulation == 1:
-        return gradient(params, (batch, masked, draws))
+    def replica(example: Example) -> tuple[jax.Array, Params, Terms]:
+        divisors = {name: weight + 1e-6 for name, weight in denominators(example).items()} if own_means else whole
+        part = functools.partial(
+            _part_gradients, params=params, divisors=divisors, config=config, architecture=architecture
+        )
+        loss, gradients, terms = _sum_over_parts(part, example, config.train.gradient_accumulation_steps)
+        if clips:
+            gradients, _ = optax.clip_by_global_norm(optimizer.clip_norm).update(gradients, optax.EmptyState())
+        return loss, gradients, terms
 
-    def add(total: Any, part: Any) -> tuple[Any, jax.Array]:
-        gradients, terms = gradient(params, part)
-        return jax.tree.map(jnp.add, total, (gradients, terms._replace(sampled_ids=None))), terms.sampled_ids
+    loss, gradients, terms = _sum_over_parts(replica, example, replicas)
+    if replicas > 1:
+        loss = loss / replicas
+        gradients = gradients if clips else jax.tree.map(lambda g: g / replicas, gradients)
+    return loss, gradients, terms
 
-    # Each part takes every accumulation-th example: all devices have their share in all parts.
-    parts = jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), (batch, masked, draws))
-    shapes, terms = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes, terms._replace(sampled_ids=None)))
-    (gradients, terms), sampled_ids = jax.lax.scan(add, zeros, parts)
-    sampled_ids = sampled_ids.swapaxes(0, 1).reshape(-1, *sampled_ids.shape[2:])
-    return gradients, terms._replace(sampled_ids=sampled_ids)
+
+def _part_gradients(
+    example: Example, params: Params, divisors: dict[str, jax.Array], config: Config, architecture: Architecture
+) -> tuple[jax.Array, Params, Terms]:
+    weights = loss_weights(config.objective)
+
+    def total(params: Params) -> tuple[jax.Array, Terms]:
+        terms = objective(architecture.merge(params), example, config)
+        return sum(weights[name] * loss.total / divisors[name] for name, loss in terms.losses.items()), terms
+
+    (loss, terms), gradients = jax.value_and_grad(total, has_aux=True)(params)
+    return loss, gradients, terms
+
+
+def _sum_over_parts(compute: Callable[[Example], Any], example: Example, parts: int) -> Any:
+    """The sum of `compute`, (loss, gradients, terms), over `parts` of the batch, one after the other."""
+    if parts == 1:
+        return compute(example)
+
+    def add(total: Any, part: Example) -> tuple[Any, jax.Array | None]:
+        loss, gradients, terms = compute(part)
+        new = loss, gradients, terms._replace(sampled_ids=None)
+        return jax.tree.map(jnp.add, total, new), terms.sampled_ids
+
+    # Each part takes every so-manieth example: all devices have their share in all parts.
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), example)
+    loss, gradients, terms = jax.eval_shape(compute, jax.tree.map(lambda x: x[0], split))
+    shapes = loss, gradients, terms._replace(sampled_ids=None)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (loss, gradients, terms), sampled_ids = jax.lax.scan(add, zeros, split)
+    if sampled_ids is not None:
+        sampled_ids = sampled_ids.swapaxes(0, 1).reshape(-1, *sampled_ids.shape[2:])
+    return loss, gradients, terms._replace(sampled_ids=sampled_ids)
 
 
 def _update(
-    state: TrainState, gradients: Params, terms: Terms, config: Config, architecture: Architecture
+    state: TrainState, loss: jax.Array, gradients: Params, terms: Terms, config: Config, architecture: Architecture
 ) -> tuple[TrainState, Metrics]:
-    weights = loss_weights(config.objective)
-    loss = sum(weights[name] * term.total / jnp.maximum(term.weight, 1) for name, term in terms.losses.items())
     squares = {group: optax.tree.norm(part, squared=True) for group, part in gradients.items()}
     norm = jnp.sqrt(sum(squares.values()))
     rate = learning_rate(state.step, config)
@@ -133,6 +197,8 @@ def _update(
     direction, opt_state = make_optimizer(config.optimizer, architecture.axes).update(
         gradients, state.opt_state, state.params
     )
+    if config.optimizer.layerwise_decay != 1.0:
+        direction = jax.tree.map(operator.mul, direction, layer_rates(architecture.shapes, config.optimizer))
     params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     failed_step = jnp.where((state.failed_step < 0) & ~is_finite, state.step, state.failed_step)

@@ -1,0 +1,37 @@
+"""Masked language modelling: the generator's part, and BERT's whole objective (Devlin et al., 2019)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from electra_jax.models.electra import Electra
+from electra_jax.objectives import losses
+from electra_jax.objectives.losses import Mean
+from electra_jax.objectives.terms import Example, Terms
+
+
+class Filled(NamedTuple):
+    """What the generator says of the masked positions."""
+
+    logits: jax.Array  # [B, M, Vp] float32
+    labels: jax.Array  # [B, M]
+    loss: Mean
+    metrics: dict[str, Mean]
+
+
+def fill(model: Electra, example: Example) -> Filled:
+    """Runs the generator on the masked text."""
+    batch, masked = example.batch, example.masked
+    text = batch.text._replace(input_ids=masked.input_ids)
+    logits = model.generator_logits(text, masked.positions, example.draws.generator_dropout)
+    labels = jnp.take_along_axis(batch.input_ids, masked.positions, axis=1)
+    loss = losses.mean(losses.cross_entropy(logits, labels), masked.weights)
+    metrics = {"masked_lm_accuracy": losses.mean(losses.is_highest(logits, labels), masked.weights)}
+    return Filled(logits, labels, loss, metrics)
+
+
+def masked_lm(model: Electra, example: Example) -> Terms:
+    """Masked language modelling alone, with ELECTRA's masks: no random tokens among them."""
+    filled = fill(model, example)
+    return Terms({"masked_lm_loss": filled.loss}, filled.metrics, histogram=None, sampled_ids=None)
