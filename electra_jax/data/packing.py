@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+# As they are spelt in every vocabulary, in the order of `SpecialTokens`.
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
 
 class SpecialTokens(NamedTuple):
     """Ids of the special tokens; `pad` is always 0."""

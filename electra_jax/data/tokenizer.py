@@ -1,4 +1,4 @@
-"""Tokenizers: WordPiece through `tokenizers`, unigram and BPE through `sentencepiece`.
+"""Tokenizers: WordPiece, and SentencePiece's unigram and BPE, all run by the `tokenizers` library.
 
 Both kinds give the same five special tokens, never produced by text that merely spells them, with [PAD] as
 id 0. A tokenizer is a handful of bytes (`files`) that is saved whole with every run and checkpoint.
@@ -9,7 +9,6 @@ import collections
 import hashlib
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -20,10 +19,9 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from electra_jax.config import TokenizerConfig
-from electra_jax.data.packing import SpecialTokens
+from electra_jax.data.packing import SPECIAL_TOKENS, SpecialTokens
+from electra_jax.data.sentencepiece_model import SentencePiece
 from electra_jax.errors import UserError
-
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 # Characters that get a piece of their own when a vocabulary is trained; rarer ones become [UNK].
 _CHARACTER_COVERAGE = 0.9999
@@ -43,6 +41,9 @@ class Tokenizer(Protocol):
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The pieces that `ids` stand for."""
+
+    def with_special_names(self) -> tokenizers.Tokenizer:
+        """The pipeline, for a file that registers special tokens in it."""
 
     def to_json(self) -> dict[str, str]:
         """All there is to know, for `from_json`."""
@@ -105,8 +106,8 @@ class WordPiece:
             raise UserError(f"the WordPiece vocabulary has [PAD] as id {ids['[PAD]']}; it must be the first token")
         self.special = SpecialTokens(*(ids[token] for token in SPECIAL_TOKENS))
         self.vocab_size = len(vocabulary)
-        self._vocabulary = list(vocabulary)
-        self._lowercase, self._strip_accents = lowercase, strip_accents
+        self.vocabulary = list(vocabulary)
+        self.lowercase, self.strip_accents = lowercase, strip_accents
         self._tokenizer = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
         self._tokenizer.normalizer = _bert_normalizer(lowercase, strip_accents)
         self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -121,54 +122,19 @@ class WordPiece:
         return self._tokenizer.decode([int(i) for i in ids if int(i) not in self.special])
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        return [self._vocabulary[int(i)] for i in ids]
+        return [self.vocabulary[int(i)] for i in ids]
+
+    def with_special_names(self) -> tokenizers.Tokenizer:
+        """A copy of the pipeline, for a file that registers special tokens: this one must not know them."""
+        return tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
 
     def to_json(self) -> dict[str, str]:
         return {
             "kind": "wordpiece",
-            "vocabulary": "\n".join(self._vocabulary),
-            "lowercase": str(self._lowercase),
-            "strip_accents": str(self._strip_accents),
+            "vocabulary": "\n".join(self.vocabulary),
+            "lowercase": str(self.lowercase),
+            "strip_accents": str(self.strip_accents),
         }
-
-
-class SentencePiece:
-    """A SentencePiece model (unigram or BPE), given as the bytes of its .model file."""
-
-    def __init__(self, model: bytes):
-        self._model = model
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            self.vocab_size = self._processor.vocab_size()
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"tokenizer.vocab_file is not a SentencePiece model ({error})") from None
-        found = {token: self._processor.piece_to_id(token) for token in SPECIAL_TOKENS}
-        unknown = self._processor.unk_id()
-        missing = [token for token, index in found.items() if index == unknown and token != "[UNK]"]
-        if missing:
-            raise UserError(f"the SentencePiece model of {self.vocab_size} pieces lacks {', '.join(missing)}")
-        found["[UNK]"] = unknown
-        if found["[PAD]"]:
-            raise UserError(f"the SentencePiece model has [PAD] as id {found['[PAD]']}; it must be 0")
-        user_defined = [t for t in SPECIAL_TOKENS[2:] if not self._processor.is_control(found[t])]
-        if user_defined:
-            raise UserError(
-                f"the SentencePiece model has {', '.join(user_defined)} as plain pieces; train it with --control_symbols"
-            )
-        self.special = SpecialTokens(*(found[token] for token in SPECIAL_TOKENS))
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        ids = self._processor.encode(list(texts), num_threads=os.cpu_count() or 1)
-        return [np.asarray(row, np.int32) for row in ids]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._processor.decode([int(i) for i in ids if int(i) not in self.special])
-
-    def tokens(self, ids: Sequence[int]) -> list[str]:
-        return [self._processor.id_to_piece(int(i)) for i in ids]
-
-    def to_json(self) -> dict[str, str]:
-        return {"kind": "sentencepiece", "model": base64.b64encode(self._model).decode()}
 
 
 def _bert_normalizer(lowercase: bool, strip_accents: bool | None) -> normalizers.Normalizer:

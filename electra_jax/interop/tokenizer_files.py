@@ -1,0 +1,89 @@
+"""Tokenizers as Hugging Face's `tokenizer.json`, giving the same ids as ours.
+
+Text that spells a special token is the exception: Hugging Face makes it that token, we never do.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import processors
+
+from electra_jax.data.packing import SPECIAL_TOKENS
+from electra_jax.data.sentencepiece_model import SentencePiece
+from electra_jax.data.tokenizer import Tokenizer, WordPiece
+from electra_jax.errors import UserError
+
+_ROLES = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS))
+_SENTENCEPIECE_FILE = "spiece.model"
+
+
+def write(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
+    """Writes what `AutoTokenizer` reads, and the vocabulary in the form it came in.
+
+    Args:
+      tokenizer: ours.
+      folder: exists.
+      max_length: tokens a model takes, [CLS] and [SEP] included.
+    """
+    config: dict[str, Any] = {
+        # Named, or AutoTokenizer would take BertTokenizer for the model type and split the text by its rules.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        **_ROLES,
+    }
+    made = tokenizer.with_special_names()
+    if isinstance(tokenizer, WordPiece):
+        (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokenizer.vocabulary), encoding="utf-8")
+        config |= {"do_lower_case": tokenizer.lowercase, "strip_accents": tokenizer.strip_accents}
+    else:
+        assert isinstance(tokenizer, SentencePiece)
+        (folder / _SENTENCEPIECE_FILE).write_bytes(tokenizer.model)
+    special = tokenizer.special
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", special.cls), ("[SEP]", special.sep)],
+    )
+    made.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    made.save(str(folder / "tokenizer.json"))
+    _write_json(folder / "tokenizer_config.json", config)
+    _write_json(folder / "special_tokens_map.json", _ROLES)
+
+
+def read(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a Hugging Face folder, or None where there is none that is known here.
+
+    Raises:
+      UserError: where it lacks a special token, or is damaged.
+    """
+    if (folder / _SENTENCEPIECE_FILE).is_file():
+        return SentencePiece((folder / _SENTENCEPIECE_FILE).read_bytes())
+    config, whole = (_read_json(folder / name) for name in ("tokenizer_config.json", "tokenizer.json"))
+    normalizer = whole.get("normalizer") or {}
+    model = whole.get("model") or {}
+    if (folder / "vocab.txt").is_file():
+        vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    elif model.get("type") == "WordPiece":
+        vocabulary = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    else:
+        return None
+    lowercase = config.get("do_lower_case", normalizer.get("lowercase", True))
+    strip_accents = config.get("strip_accents", normalizer.get("strip_accents"))
+    return WordPiece(vocabulary, lowercase, strip_accents)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no JSON ({error})") from None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
