@@ -75,7 +75,7 @@ def train(config: Config, workdir: Path, init: str | None = None, branch: str | 
     mesh = mesh_of(config)
 
     prepared = build.prepare(config, tokenizer=tokenizer_lib.from_json(saved.tokenizer) if saved else None)
-    if saved and saved.data != prepared.digest:
+    if saved and saved.data and saved.data != prepared.digest:
         raise UserError(
             f"{origin} was trained on other data than {prepared.directory} holds (digest {saved.data}, now {prepared.digest}), "
             "so it cannot be resumed: put the old text back, or start a new run with --init"
@@ -125,7 +125,8 @@ def _origin(workdir: Path, init: str | None, branch: str | None) -> tuple[Origin
 
 def _is_finished(saved: Saved, config: Config, workdir: Path, branch: str | None) -> bool:
     """Whether a run that may go on under `config` has come to its end; raises `UserError` where it may not."""
-    for warning in config_loading.check_resume(saved.config, config):
+    # An imported checkpoint has been trained on nothing here yet: it determines the model alone.
+    for warning in config_loading.check_resume(saved.config, config, None if saved.data else ("model",)):
         print(f"WARNING: {warning}")
     if saved.step < config.train.num_train_steps:
         return False

@@ -30,6 +30,7 @@ class SentencePiece:
             raise UserError(f"tokenizer.vocab_file is not a SentencePiece model ({error})") from None
         self.pieces = [piece.piece for piece in proto.pieces]
         self.vocab_size = len(self.pieces)
+        self.is_unigram = proto.trainer_spec.model_type == proto.trainer_spec.UNIGRAM
         self.special = _special(proto)
         self._tokenizer = pipeline(proto, _unspellable(self.pieces, self.special))
 

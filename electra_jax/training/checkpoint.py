@@ -27,7 +27,7 @@ class Saved(NamedTuple):
     config: Config
     step: int
     sequences: int  # consumed; the position in the data
-    data: str  # digest of the data set
+    data: str  # digest of the data set; empty for imported weights, which have seen none
     tokenizer: dict[str, str]
 
 

@@ -1,0 +1,118 @@
+"""Exports a run to Hugging Face: `python -m electra_jax.export --workdir=DIR --out=OUT`."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from electra_jax import cli
+from electra_jax.config import MeshConfig
+from electra_jax.data import tokenizer as tokenizer_lib
+from electra_jax.errors import UserError
+from electra_jax.interop import hub, huggingface, model_card, tokenizer_files
+from electra_jax.models.electra import Architecture
+from electra_jax.training import checkpoint, partitioning
+from electra_jax.training.checkpoint import Origin
+from electra_jax.training.state import abstract_state
+
+
+def main(argv: list[str]) -> None:
+    parser = cli.parser(
+        "electra_jax.export",
+        "Writes OUT/discriminator and OUT/generator as Hugging Face reads them. Needs neither torch nor transformers.",
+        with_config=False,
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the work directory of a run")
+    parser.add_argument("--step", type=int, help="which of its checkpoints (default: the newest)")
+    parser.add_argument("--out", required=True, metavar="OUT", help="a folder to write to")
+    parser.add_argument("--license", default="unknown", help="identifier for the model card (default: unknown)")
+    parser.add_argument("--language", default="", metavar="CODES", help="language codes for the model card: en,fr")
+    parser.add_argument(
+        "--push_to",
+        metavar="ORG/NAME",
+        help="also publish on the Hugging Face Hub, as ORG/NAME-discriminator and ORG/NAME-generator; a checkpoint named by "
+        "--step becomes the revision step-N, the newest the main one",
+    )
+    parser.add_argument(
+        "--push_every_step",
+        action="store_true",
+        help="with --push_to: every checkpoint that was kept, each as revision step-N",
+    )
+    args, _ = cli.parse(parser, argv)
+    if args.push_every_step and not args.push_to:
+        parser.error("argument --push_every_step: only with --push_to")
+    if args.push_to and not hub.is_name(args.push_to):
+        parser.error(f"argument --push_to: {args.push_to!r}; it must be ORG/NAME")
+    origin = checkpoint.find(args.workdir if args.step is None else f"{args.workdir}@{args.step}")
+    out = cli.local_path("--out", args.out)
+    languages = [code.strip() for code in args.language.split(",") if code.strip()]
+    for folder in export(origin, Path(args.workdir), out, languages, args.license):
+        print(f"wrote {folder}")
+    if args.push_to:
+        _publish(out, args.push_to, "main" if args.step is None else f"step-{origin.step}", origin.step)
+    if args.push_every_step:
+        for step in checkpoint.saved_steps(origin.directory):
+            with tempfile.TemporaryDirectory() as scratch:
+                export(Origin(origin.directory, step), Path(args.workdir), Path(scratch), languages, args.license)
+                _publish(Path(scratch), args.push_to, f"step-{step}", step)
+
+
+def export(origin: Origin, workdir: Path, out: Path, languages: list[str], license_name: str) -> list[Path]:
+    """Writes each tower of a checkpoint as a Hugging Face folder below `out`; a folder appears whole or not at all.
+
+    Raises:
+      UserError: where a folder is there already.
+    """
+    saved = checkpoint.read_saved(origin)
+    config, tokenizer = saved.config, tokenizer_lib.from_json(saved.tokenizer)
+    parts = huggingface.parts(config.model)
+    for part in parts:
+        if (out / part).exists():
+            raise UserError(f"--out={out}: {out / part} is there already; remove it, or export to another folder")
+    architecture = Architecture(config.model, tokenizer.vocab_size)
+    mesh = partitioning.make_mesh(MeshConfig(), jax.devices()[:1])
+    params = checkpoint.restore_params(origin, abstract_state(config, architecture, mesh).params)
+    params = jax.tree.map(np.asarray, params)
+    metrics = _held_out(workdir, origin.step)
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for part in parts:
+        partial = Path(tempfile.mkdtemp(prefix=f".{part}-", dir=out))
+        try:
+            huggingface.write(partial, params, config.model, part, tokenizer.special)
+            tokenizer_files.write(tokenizer, partial, config.model.max_position_embeddings)
+            count = sum(tensor.take(params).size for tensor in huggingface.model_tensors(config.model, part))
+            run = model_card.Run(config, saved.step, saved.sequences, count, metrics, languages, license_name)
+            card = model_card.text(run, part, huggingface.architecture(config.model, part))
+            (partial / "README.md").write_text(card, encoding="utf-8")
+            partial.chmod(0o755)
+            written.append(partial.rename(out / part))
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    return written
+
+
+def _publish(out: Path, name: str, revision: str, step: int) -> None:
+    for folder in sorted(path for path in out.iterdir() if path.is_dir()):
+        address = hub.publish(folder, f"{name}-{folder.name}", revision, f"step {step}")
+        print(f"published {address}")
+
+
+def _held_out(workdir: Path, step: int) -> dict[str, float]:
+    """The held-out figures that the run reported at `step`."""
+    path = workdir / "metrics.jsonl"
+    if not path.is_file():
+        return {}
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        if entry["step"] == step:
+            return {name.removeprefix("eval/"): value for name, value in entry.items() if name.startswith("eval/")}
+    return {}
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,125 @@
+"""Takes over another program's weights: `python -m electra_jax.import_checkpoint --from=PATH --workdir=DIR`."""
+
+import pprint
+from pathlib import Path
+
+from electra_jax import cli, config_loading
+from electra_jax.config import Config
+from electra_jax.data import tokenizer as tokenizer_lib
+from electra_jax.data.tokenizer import Tokenizer
+from electra_jax.errors import UserError
+from electra_jax.interop import hub, importing, tensorflow, tokenizer_files
+from electra_jax.training import checkpoint
+from electra_jax.training.checkpoint import Checkpoints, Saved
+
+
+def main(argv: list[str]) -> None:
+    parser = cli.parser(
+        "electra_jax.import_checkpoint",
+        "Makes a work directory of a Hugging Face model (ELECTRA, or BERT as a discriminator) or of a checkpoint of the original "
+        "TensorFlow code, for `train` to go on from.",
+        with_config=False,
+    )
+    parser.epilog = "--config.SECTION.FIELD=VALUE sets what the checkpoint does not determine."
+    parser.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        metavar="PATH",
+        help="a folder or a name on the Hub (two, comma-separated, for a discriminator and its generator; a folder may hold both "
+        "as discriminator/ and generator/), or model.ckpt-N",
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="a new work directory")
+    parser.add_argument("--config", metavar="FILE", help="for everything but the sizes (default: the defaults)")
+    parser.add_argument(
+        "--restart_schedule",
+        action="store_true",
+        help="count steps from 0 again; otherwise learning rate and end of the run go by the steps the checkpoint has behind it",
+    )
+    args, overrides = cli.parse(parser, argv)
+    base = cli.load_config(args.config, overrides) if args.config else cli.apply_overrides({}, overrides)
+    workdir = cli.local_path("--workdir", args.workdir)
+    if checkpoint.saved_steps(workdir / "checkpoints"):
+        raise UserError(f"--workdir={workdir} has checkpoints already; import into a new one")
+    source, folder = _read(args.source, base)
+    tokenizer = _tokenizer(base, folder)
+    if args.restart_schedule:
+        source = source._replace(step=0)
+    imported = importing.assemble(source, base, tokenizer)
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.py").write_text(_config_file(imported.config, args.source))
+    checkpoints = Checkpoints(workdir / "checkpoints", imported.config.checkpoint)
+    checkpoints.save(imported.state, Saved(imported.config, source.step, 0, "", tokenizer.to_json()))
+    checkpoints.close()
+
+    print(f"taken from {source.path}: {', '.join(imported.taken)}")
+    print(f"fresh: {', '.join(imported.fresh) or 'nothing'}")
+    print(f"ignored: {_listed(imported.ignored)}")
+    print(f"saved as step {source.step:,}. To go on from there:")
+    print(
+        f"  python -m electra_jax.train --config={workdir / 'config.py'} --workdir={workdir} --config.data.source=FILES"
+    )
+    if source.step >= imported.config.train.num_train_steps:
+        print(
+            f"but first raise train.num_train_steps, {imported.config.train.num_train_steps:,}, above that step, or import with "
+            "--restart_schedule"
+        )
+
+
+def _read(text: str, base: Config) -> tuple[importing.Source, Path]:
+    """What `--from` names, and the folder to look for its vocabulary in."""
+    path = Path(text).expanduser()
+    found = tensorflow.find(path)
+    if found:
+        return importing.from_tensorflow(found, base.model), found.parent
+    if (path / "discriminator").is_dir() or (path / "generator").is_dir():
+        folders = [path / part for part in ("discriminator", "generator") if (path / part).is_dir()]
+    else:
+        folders = [_folder(part.strip()) for part in text.split(",")]
+    if len(folders) > 2:
+        raise UserError(f"--from={text} names {len(folders)} models; one discriminator and one generator go together")
+    return importing.from_hugging_face(folders, base.model), folders[0]
+
+
+def _folder(text: str) -> Path:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or not hub.is_name(text):
+        reason = "is a file" if path.exists() else "does not exist"
+        raise UserError(
+            f"--from={text} {reason}; give a model's folder, its name on the Hub (ORG/NAME), or model.ckpt-N"
+        )
+    return hub.fetch(text)
+
+
+def _tokenizer(config: Config, folder: Path) -> Tokenizer:
+    if config.tokenizer.vocab_file:
+        return tokenizer_lib.load_vocab_file(config.tokenizer)
+    found = tokenizer_files.read(folder)
+    if found is None:
+        raise UserError(
+            f"{folder} has no vocabulary that is known here (vocab.txt, spiece.model, or tokenizer.json with WordPiece); give it: "
+            "--config.tokenizer.vocab_file=FILE"
+        )
+    return found
+
+
+def _config_file(config: Config, source: str) -> str:
+    """A configuration file with the sizes of the checkpoint, for `train`."""
+    values = pprint.pformat(config_loading.to_dict(config), width=110, sort_dicts=False)
+    return (
+        f'"""The configuration of weights imported from {source}."""\n\nimport ml_collections\n\n\n'
+        f"def get_config() -> ml_collections.ConfigDict:\n    return ml_collections.ConfigDict({values})\n"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    if not names:
+        return "nothing"
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,139 @@
+"""Hugging Face folders: `config.json` and weights of ELECTRA, and of BERT as a body."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.numpy import save_file
+
+from electra_jax.config import ModelConfig
+from electra_jax.data.packing import SpecialTokens
+from electra_jax.errors import UserError
+from electra_jax.interop import names, weights
+from electra_jax.interop.names import HUGGING_FACE
+from electra_jax.interop.weights import Weights
+from electra_jax.models.electra import Params
+
+# Fields that mean the same under the same name.
+_SAME = (
+    "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps",
+)  # fmt: skip
+_TABLES = ("max_position_embeddings", "type_vocab_size")
+# Settings of theirs that are not ours to choose, and what they must be.
+_FIXED = {"hidden_act": ("gelu",), "position_embedding_type": ("absolute",), "is_decoder": (False,)}
+
+
+class Model(NamedTuple):
+    """One tower in a Hugging Face folder."""
+
+    folder: Path
+    config: dict[str, Any]
+    weights: Weights
+    prefix: str  # of the body's tensors: `electra`, `bert` or nothing
+    part: str  # "generator" or "discriminator"
+
+
+def write(folder: Path, params: Params, config: ModelConfig, part: str, special: SpecialTokens) -> None:
+    """Writes `config.json` and `model.safetensors` of one tower.
+
+    Args:
+      folder: exists.
+      params: the parameter tree, as NumPy arrays.
+      config: of the model.
+      part: "generator" or "discriminator".
+      special: ids of the special tokens.
+    """
+    tower = config.generator if part == "generator" else config.discriminator
+    rows = params["shared"]["word"].shape[0]
+    written = {
+        "architectures": [architecture(config, part)],
+        "model_type": "electra",
+        "vocab_size": rows,
+        **{name: getattr(tower, name) for name in _SAME},
+        "hidden_act": "gelu",
+        "max_position_embeddings": config.max_position_embeddings,
+        "type_vocab_size": config.type_vocab_size,
+        "position_embedding_type": "absolute",
+        "pad_token_id": special.pad,
+        "summary_type": "first",
+        "summary_use_proj": True,
+        "summary_activation": "gelu",
+        "summary_last_dropout": 0.1,
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
+    tensors = {tensor.theirs: tensor.take(params) for tensor in model_tensors(config, part)}
+    # The metadata that transformers looks for.
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # readable like the other files
+
+
+def parts(config: ModelConfig) -> list[str]:
+    """The towers that make a model of their own."""
+    return ["discriminator"] if config.generator is None else ["discriminator", "generator"]
+
+
+def architecture(config: ModelConfig, part: str) -> str:
+    """What Hugging Face calls the model that a tower is exported as."""
+    if part == "generator":
+        return "ElectraForMaskedLM"
+    return "ElectraModel" if config.towers == "masked_lm" else "ElectraForPreTraining"
+
+
+def model_tensors(config: ModelConfig, part: str) -> list[names.Tensor]:
+    """All tensors of one tower as a model of its own."""
+    if part == "generator":
+        return [*names.generator(config, HUGGING_FACE), *names.generator_head(HUGGING_FACE)]
+    body = names.discriminator(config, HUGGING_FACE)
+    return [*body, *([] if config.towers == "masked_lm" else names.discriminator_head(HUGGING_FACE))]
+
+
+def read(folder: Path) -> Model:
+    """Reads the configuration of a folder and lists its weights.
+
+    Raises:
+      UserError: where it is no ELECTRA or BERT model, or one with settings that are not known here.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{folder} has no config.json; a Hugging Face model folder has one") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no JSON ({error})") from None
+    kind = config.get("model_type")
+    if kind not in ("electra", "bert"):
+        raise UserError(f"{path}: model_type is {kind!r}; electra and bert can be imported")
+    for name, allowed in _FIXED.items():
+        if config.get(name, allowed[0]) not in allowed:
+            raise UserError(f"{path}: {name} is {config[name]!r}; only {allowed[0]!r} can be imported")
+    stored = weights.open_folder(folder)
+    known = [name for name in stored.names() if name.endswith("embeddings.word_embeddings.weight")]
+    if not known:
+        raise UserError(
+            f"{folder} has no tensor embeddings.word_embeddings.weight: it is no encoder of the BERT family"
+        )
+    prefix = known[0].removesuffix("embeddings.word_embeddings.weight").removesuffix(".")
+    is_generator = any(name.startswith("generator_") for name in stored.names())
+    return Model(folder, config, stored, prefix, "generator" if is_generator else "discriminator")
+
+
+def sizes(model: Model) -> dict[str, Any]:
+    """A tower's sizes by the names of `ModelConfig`; raises `UserError` where one is absent or no size."""
+    found = {name: model.config[name] for name in (*_SAME, *_TABLES) if name in model.config}
+    found.setdefault("embedding_size", found.get("hidden_size"))  # BERT has no other
+    for name in (
+        "embedding_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        *_TABLES,
+    ):
+        if not isinstance(found.get(name), int) or found[name] < 1:
+            raise UserError(
+                f"{model.folder / 'config.json'}: {name} is {found.get(name)!r}; it must be a number above 0"
+            )
+    return found

@@ -1,0 +1,91 @@
+"""The README.md of an exported model."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from electra_jax.config import Config
+from electra_jax.config_loading import to_dict
+
+
+class Run(NamedTuple):
+    """What is known of the run that a model comes from."""
+
+    config: Config
+    step: int
+    sequences: int
+    parameters: int
+    metrics: Mapping[str, float]  # held-out figures of that step, by name; may be empty
+    languages: Sequence[str]
+    license: str
+
+
+def text(run: Run, part: str, architecture: str) -> str:
+    """The model card of one tower, with the YAML head that the Hub reads."""
+    return "\n".join([*_head(run, part, architecture), *_body(run, part, architecture)])
+
+
+def _head(run: Run, part: str, architecture: str) -> list[str]:
+    lines = ["---", "library_name: transformers", f"license: {run.license}"]
+    if run.languages:
+        lines += ["language:", *(f"- {language}" for language in run.languages)]
+    lines += ["tags:", "- electra", "- electra_jax"]
+    lines += [f"pipeline_tag: {'fill-mask' if part == 'generator' else 'feature-extraction'}"]
+    if run.config.data.source == "embedded":
+        lines += ["datasets:", "- wikipedia"]
+    return [*lines, "---", ""]
+
+
+def _body(run: Run, part: str, architecture: str) -> list[str]:
+    config = run.config
+    task = {
+        "ElectraForPreTraining": "The discriminator: an encoder to fine-tune, and a head that tells which tokens were replaced.",
+        "ElectraForMaskedLM": "The generator: a masked language model, trained to offer the discriminator likely replacements.",
+        "ElectraModel": "An encoder trained by masked language modelling alone.",
+    }[architecture]  # fmt: skip
+    tokens = run.sequences * config.data.max_seq_length
+    data = (
+        "introductions of English Wikipedia articles (CC BY-SA 4.0)"
+        if config.data.source == "embedded"
+        else f"`{config.data.source}`"
+    )
+    lines = [
+        f"# ELECTRA {part}",
+        "",
+        f"{task} Pretrained by [electra_jax](https://github.com/OWNER/electra_jax) after Clark et al., "
+        "[ELECTRA](https://arxiv.org/abs/2003.10555) (2020).",
+        "",
+        "```python",
+        f"from transformers import AutoTokenizer, {architecture}",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")',
+        f'model = {architecture}.from_pretrained("PATH_OR_NAME")',
+        "```",
+        "",
+        "## Training",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| parameters | {run.parameters:,} |",
+        f"| step | {run.step:,} of {config.train.num_train_steps:,} |",
+        f"| tokens read | {tokens:,} |",
+        f"| text | {data} |",
+        f"| tokenizer | {config.tokenizer.kind}, {'lower-cased' if config.tokenizer.lowercase else 'cased'} |",
+        f"| longest text trained on | {config.data.max_seq_length} tokens |",
+        "",
+    ]
+    lines += ["## Held-out figures", ""]
+    if run.metrics:
+        lines += [f"On held-out documents of the same text, at step {run.step:,}.", "", "| | |", "|---|---|"]
+        lines += [f"| {name} | {value:.4f} |" for name, value in sorted(run.metrics.items())] + [""]
+    else:
+        lines += ["None were measured at this step.", ""]
+    lines += ["## Configuration", "", "```json", json.dumps(_written(config), indent=1), "```", ""]
+    return lines
+
+
+def _written(config: Config) -> dict[str, Any]:
+    """The configuration, without what belongs to the machine it ran on."""
+    values = {name: value for name, value in to_dict(config).items() if name not in ("mesh", "checkpoint", "reporting")}
+    values["data"] = {name: value for name, value in values["data"].items() if name != "directory"}
+    return values
