@@ -48,11 +48,12 @@ def read(path: Path) -> Checkpoint:
         import tensorflow as tf
     except ImportError:
         raise UserError(f"{path}: TensorFlow reads its checkpoints; pip install 'electra_jax[tensorflow]'") from None
+    unreadable = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
     try:
         reader = tf.train.load_checkpoint(str(path))
         names = set(reader.get_variable_to_shape_map())
         step = int(reader.get_tensor("global_step")) if "global_step" in names else None
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except unreadable as error:
         raise UserError(
             f"{path} cannot be read as a TensorFlow checkpoint ({str(error).splitlines()[0][:200]})"
         ) from None
@@ -62,7 +63,7 @@ def read(path: Path) -> Checkpoint:
     def get(name: str) -> Any:
         try:
             return reader.get_tensor(name)
-        except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        except unreadable as error:
             raise UserError(f"{path}: {name} cannot be read ({str(error).splitlines()[0][:200]})") from None
 
     return Checkpoint(path, Weights(names, get), step)
