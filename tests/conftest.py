@@ -20,6 +20,9 @@ from electra_jax.data import build
 from electra_jax.training import partitioning
 from electra_jax.training.setup import Setup
 
+# Triton, which torch imports where it is installed, crashes in a process that TensorFlow is in; nothing here uses it.
+sys.modules["triton"] = None
+
 ROOT = Path(__file__).parent.parent
 _CACHE = Path(os.environ.get("ELECTRA_JAX_TEST_CACHE", ROOT / ".pytest_cache" / "compiled"))
 

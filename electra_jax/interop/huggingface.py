@@ -14,12 +14,12 @@ from electra_jax.interop.names import HUGGING_FACE
 from electra_jax.interop.weights import Weights
 from electra_jax.models.electra import Params
 
-# Fields that mean the same under the same name.
-_SAME = (
+# Fields that mean the same under the same name: what the weights determine, and what they do not.
+_SIZES = (
     "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps",
+    "max_position_embeddings", "type_vocab_size",
 )  # fmt: skip
-_TABLES = ("max_position_embeddings", "type_vocab_size")
+_SETTINGS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps")
 # Settings of theirs that are not ours to choose, and what they must be.
 _FIXED = {"hidden_act": ("gelu",), "position_embedding_type": ("absolute",), "is_decoder": (False,)}
 
@@ -50,10 +50,9 @@ def write(folder: Path, params: Params, config: ModelConfig, part: str, special:
         "architectures": [architecture(config, part)],
         "model_type": "electra",
         "vocab_size": rows,
-        **{name: getattr(tower, name) for name in _SAME},
+        **{name: getattr(tower if hasattr(tower, name) else config, name) for name in _SIZES},
+        **{name: getattr(tower, name) for name in _SETTINGS},
         "hidden_act": "gelu",
-        "max_position_embeddings": config.max_position_embeddings,
-        "type_vocab_size": config.type_vocab_size,
         "position_embedding_type": "absolute",
         "pad_token_id": special.pad,
         "summary_type": "first",
@@ -122,18 +121,12 @@ def read(folder: Path) -> Model:
 
 def sizes(model: Model) -> dict[str, Any]:
     """A tower's sizes by the names of `ModelConfig`; raises `UserError` where one is absent or no size."""
-    found = {name: model.config[name] for name in (*_SAME, *_TABLES) if name in model.config}
-    found.setdefault("embedding_size", found.get("hidden_size"))  # BERT has no other
-    for name in (
-        "embedding_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        *_TABLES,
-    ):
+    found = {name: model.config.get(name) for name in _SIZES}
+    if found["embedding_size"] is None:
+        found["embedding_size"] = found["hidden_size"]  # BERT has no other
+    for name in _SIZES:
         if not isinstance(found.get(name), int) or found[name] < 1:
             raise UserError(
                 f"{model.folder / 'config.json'}: {name} is {found.get(name)!r}; it must be a number above 0"
             )
-    return found
+    return found | {"layer_norm_eps": model.config.get("layer_norm_eps", 1e-12)}

@@ -15,7 +15,7 @@ from electra_jax.data.sentencepiece_model import SentencePiece
 from electra_jax.data.tokenizer import Tokenizer, WordPiece
 from electra_jax.errors import UserError
 from electra_jax.interop import huggingface, names, tensorflow
-from electra_jax.interop.names import HUGGING_FACE, TENSORFLOW, Tensor
+from electra_jax.interop.names import HUGGING_FACE, TENSORFLOW, Convention, Tensor
 from electra_jax.interop.weights import Weights
 from electra_jax.models.electra import Architecture, Params
 from electra_jax.training.optimizer import Moments
@@ -72,14 +72,9 @@ def from_hugging_face(folders: list[Path], base: ModelConfig) -> Source:
             f"{' and '.join(map(str, folders))} are both a {models[0].part}; one discriminator and one generator go together"
         )
     discriminator, generator = by_part.get("discriminator"), by_part.get("generator")
-    if base.towers != "separate":
-        base = dataclasses.replace(base, towers="separate")
-    config = _with_sizes(
-        base,
-        huggingface.sizes(discriminator) if discriminator else None,
-        huggingface.sizes(generator) if generator else None,
-        " and ".join(map(str, folders)),
-    )
+    path = " and ".join(map(str, folders))
+    sizes = (model and huggingface.sizes(model) for model in (discriminator, generator))
+    config = _with_sizes(base, *sizes, path)
     if discriminator and generator and _differ(discriminator, generator):
         if config.embedding_size != config.generator.hidden_size:
             raise UserError(
@@ -87,20 +82,8 @@ def from_hugging_face(folders: list[Path], base: ModelConfig) -> Source:
                 "run; import one of them"
             )
         config = dataclasses.replace(config, tied_embeddings=False)
-    pieces = []
-    if discriminator:
-        body = list(names.discriminator(config, HUGGING_FACE, discriminator.prefix))
-        pieces.append(Piece("discriminator", body, discriminator.weights, False))
-        pieces.append(
-            Piece("discriminator head", list(names.discriminator_head(HUGGING_FACE)), discriminator.weights, True)
-        )
-    if generator:
-        body = list(names.generator(config, HUGGING_FACE, generator.prefix))
-        if discriminator and config.tied_embeddings:  # taken already
-            body = [tensor for tensor in body if tensor.ours[0] != "shared"]
-        pieces.append(Piece("generator", body, generator.weights, False))
-        pieces.append(Piece("generator head", list(names.generator_head(HUGGING_FACE)), generator.weights, True))
-    return Source(" and ".join(map(str, folders)), config, pieces, {}, 0)
+    bodies = {part: (model.weights, model.prefix) for part, model in by_part.items()}
+    return Source(path, config, _pieces(config, HUGGING_FACE, bodies), {}, 0)
 
 
 def from_tensorflow(path: Path, base: ModelConfig) -> Source:
@@ -109,22 +92,13 @@ def from_tensorflow(path: Path, base: ModelConfig) -> Source:
     discriminator, generator = (tensorflow.sizes(checkpoint, tower) for tower in ("electra", "generator"))
     if discriminator is None:
         raise UserError(f"{path} has no electra/encoder: it is not a checkpoint of the original ELECTRA code")
-    config = _with_sizes(dataclasses.replace(base, towers="separate"), discriminator, generator, str(path))
+    config = _with_sizes(base, discriminator, generator, str(path))
     if "generator/embeddings/word_embeddings" in checkpoint.weights.names():
         config = dataclasses.replace(config, tied_embeddings=False)
 
     def pieces(weights: Weights) -> list[Piece]:
-        found = [
-            Piece("discriminator", list(names.discriminator(config, TENSORFLOW)), weights, False),
-            Piece("discriminator head", list(names.discriminator_head(TENSORFLOW)), weights, True),
-        ]
-        if generator:
-            body = list(names.generator(config, TENSORFLOW, "generator"))
-            if config.tied_embeddings:
-                body = [tensor for tensor in body if tensor.ours[0] != "shared"]
-            found.append(Piece("generator", body, weights, False))
-            found.append(Piece("generator head", list(names.generator_head(TENSORFLOW)), weights, True))
-        return found
+        bodies = {"discriminator": (weights, "electra"), **({"generator": (weights, "generator")} if generator else {})}
+        return _pieces(config, TENSORFLOW, bodies)
 
     slots = {which: checkpoint.slots(which) for which in tensorflow.SLOTS}
     moments = {which: pieces(weights) for which, weights in slots.items() if weights.names()}
@@ -169,13 +143,31 @@ def assemble(source: Source, config: Config, tokenizer: Tokenizer) -> Imported:
     return Imported(config, state, taken, fresh, ignored)
 
 
+def _pieces(config: ModelConfig, convention: Convention, bodies: dict[str, tuple[Weights, str]]) -> list[Piece]:
+    """The pieces of the towers in `bodies`, each given as its weights and the prefix of its body."""
+    pieces = []
+    if "discriminator" in bodies:
+        weights, prefix = bodies["discriminator"]
+        pieces.append(Piece("discriminator", list(names.discriminator(config, convention, prefix)), weights, False))
+        pieces.append(Piece("discriminator head", list(names.discriminator_head(convention)), weights, True))
+    if "generator" in bodies:
+        weights, prefix = bodies["generator"]
+        body = list(names.generator(config, convention, prefix))
+        if "discriminator" in bodies:  # shared embeddings are taken already
+            body = [tensor for tensor in body if tensor.ours[0] != "shared"]
+        pieces.append(Piece("generator", body, weights, False))
+        pieces.append(Piece("generator head", list(names.generator_head(convention)), weights, True))
+    return pieces
+
+
 def _with_sizes(base: ModelConfig, discriminator: dict | None, generator: dict | None, path: str) -> ModelConfig:
     """`base` with the sizes of the towers there are; raises `UserError` where the generator fits no fraction."""
+    base = dataclasses.replace(base, towers="separate")
     model = dataclasses.replace(base, **discriminator) if discriminator else base
     if generator is None:
         return model
     if not discriminator:
-        tables = ("embedding_size", "max_position_embeddings", "type_vocab_size")
+        tables = {"embedding_size", "max_position_embeddings", "type_vocab_size", "layer_norm_eps"} & generator.keys()
         model = dataclasses.replace(model, **{name: generator[name] for name in tables})
     model = dataclasses.replace(
         model,
