@@ -30,7 +30,15 @@ def get_config() -> ml_collections.ConfigDict:
             },
             # More masks than the paper's 15 %: more to learn from each of the few batches.
             "objective": {"mask_prob": 0.25, "disc_weight": 10.0},
-            "optimizer": {"learning_rate": 2e-3, "warmup_steps": 300},
+            # A short memory of the gradients' size and a long time at the peak: it takes some thousand steps until the
+            # discriminator looks beyond single tokens, and both bring that forward.
+            "optimizer": {
+                "learning_rate": 2e-3,
+                "warmup_steps": 300,
+                "beta2": 0.98,
+                "schedule": "wsd",
+                "cooldown_steps": 2000,
+            },
             "train": {"batch_size": 64, "num_train_steps": 6000},
             "evaluation": {"interval_steps": 500, "batch_size": 64},
             "checkpoint": {"save_interval_steps": 500},
