@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
     if args.restart_schedule:
         source = source._replace(step=0)
     imported = importing.assemble(source, base, tokenizer)
+    _check_overrides(overrides, base, imported.config, source.path)
 
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.py").write_text(_config_file(imported.config, args.source))
@@ -97,13 +98,21 @@ def _folder(text: str) -> Path:
 def _tokenizer(config: Config, folder: Path) -> Tokenizer:
     if config.tokenizer.vocab_file:
         return tokenizer_lib.load_vocab_file(config.tokenizer)
-    found = tokenizer_files.read(folder)
+    found = tokenizer_files.read(folder, config.tokenizer)
     if found is None:
         raise UserError(
             f"{folder} has no vocabulary that is known here (vocab.txt, spiece.model, or tokenizer.json with WordPiece); give it: "
             "--config.tokenizer.vocab_file=FILE"
         )
     return found
+
+
+def _check_overrides(overrides: list[tuple[str, str]], asked: Config, made: Config, path: str) -> None:
+    """Refuses a setting given on the command line that the checkpoint determines otherwise."""
+    wanted, found = config_loading.leaves(asked), config_loading.leaves(made)
+    for name, text in overrides:
+        if name not in ("tokenizer.vocab_file", "tokenizer.vocab_size") and wanted[name][0] != found[name][0]:
+            raise UserError(f"--config.{name}={text} cannot work: {path} makes it {found[name][0]!r}; leave it out")
 
 
 def _config_file(config: Config, source: str) -> str:

@@ -120,7 +120,7 @@ def test_token_ids_equal_auto_tokenizers(kind, lowercase, embedded_texts, tmp_pa
     )
     special = [theirs.pad_token_id, theirs.unk_token_id, theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id]
     assert special == list(made.special)
-    assert tokenizer_lib.digest(tokenizer_files.read(tmp_path)) == tokenizer_lib.digest(made)
+    assert tokenizer_lib.digest(tokenizer_files.read(tmp_path, TokenizerConfig())) == tokenizer_lib.digest(made)
 
 
 @pytest.fixture(scope="module")
@@ -408,6 +408,12 @@ def test_the_malicious_pickle_is_one(tmp_path, monkeypatch):
 def test_a_path_that_is_no_model(path, tmp_path):
     with pytest.raises(UserError, match="--from="):
         import_from(ROOT / path if path == "setup.cfg" else path, tmp_path)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_the_checkpoint_determines_cannot_be_set(exported, tmp_path):
+    with pytest.raises(UserError, match=r"--config.model.hidden_size=64 cannot work: .* makes it 32"):
+        import_from(exported, tmp_path, "--config.model.hidden_size=64")
     assert not (tmp_path / "new").exists()
 
 

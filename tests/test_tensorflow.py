@@ -10,6 +10,7 @@ from conftest import small_config
 from test_interop import random_params, restored, tokenizer
 
 from electra_jax import import_checkpoint
+from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import UserError
 from electra_jax.models.electra import Architecture
 from electra_jax.objectives.layout import TokenIds, read_layout
@@ -125,6 +126,8 @@ def test_state_and_next_update(path, original, state, tmp_path, capsys):
     saved, found = restored(tmp_path / "new")
     assert saved.step == int(found.step) == STEP
     assert saved.config.model.num_attention_heads == 1
+    # A vocabulary alone does not say so; the setting does.
+    assert tokenizer_lib.digest(tokenizer_lib.from_json(saved.tokenizer)) == tokenizer_lib.digest(tokenizer())
     jax.tree.map(np.testing.assert_array_equal, found.params, state.params)
     jax.tree.map(np.testing.assert_array_equal, found.opt_state, state.opt_state)
     if path:

@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers
 from tokenizers import processors
 
+from electra_jax.config import TokenizerConfig
 from electra_jax.data.packing import SPECIAL_TOKENS
 from electra_jax.data.sentencepiece_model import SentencePiece
 from electra_jax.data.tokenizer import Tokenizer, WordPiece
@@ -54,8 +55,12 @@ def write(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
     _write_json(folder / "special_tokens_map.json", _ROLES)
 
 
-def read(folder: Path) -> Tokenizer | None:
+def read(folder: Path, default: TokenizerConfig) -> Tokenizer | None:
     """The tokenizer of a Hugging Face folder, or None where there is none that is known here.
+
+    Args:
+      folder: of the model.
+      default: says whether to lower-case and strip accents where the folder holds a vocabulary alone.
 
     Raises:
       UserError: where it lacks a special token, or is damaged.
@@ -71,8 +76,8 @@ def read(folder: Path) -> Tokenizer | None:
         vocabulary = sorted(model["vocab"], key=model["vocab"].__getitem__)
     else:
         return None
-    lowercase = config.get("do_lower_case", normalizer.get("lowercase", True))
-    strip_accents = config.get("strip_accents", normalizer.get("strip_accents"))
+    lowercase = config.get("do_lower_case", normalizer.get("lowercase", default.lowercase))
+    strip_accents = config.get("strip_accents", normalizer.get("strip_accents", default.strip_accents))
     return WordPiece(vocabulary, lowercase, strip_accents)
 
 

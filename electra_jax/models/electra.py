@@ -15,6 +15,12 @@ from electra_jax.models.noise import Noise
 Params = dict[str, Any]
 
 
+def by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of a parameter tree by their path: `discriminator/head/kernel`."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+
+
 class Text(NamedTuple):
     """What the towers read, `[B, L]` int32 each."""
 

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from electra_jax.config import CheckpointConfig, Config
 from electra_jax.config_loading import from_dict, to_dict
 from electra_jax.errors import UserError
-from electra_jax.models.electra import Params
+from electra_jax.models.electra import Params, by_name
 from electra_jax.training.state import TrainState
 
 
@@ -136,8 +136,8 @@ def restore_params(origin: Origin, abstract: Params) -> Params:
     """
     path = origin.path / "params"
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = _by_name(checkpointer.metadata(path.absolute()).item_metadata)
-    expected = _by_name(abstract)
+        stored = by_name(checkpointer.metadata(path.absolute()).item_metadata)
+    expected = by_name(abstract)
     for name in sorted(stored.keys() | expected.keys()):
         there, here = (tuple(tree[name].shape) if name in tree else "absent" for tree in (stored, expected))
         if there != here:
@@ -151,8 +151,3 @@ def _restore(path: Path, abstract: Any) -> Any:
     with ocp.StandardCheckpointer() as checkpointer:
         # Copied: what Orbax hands over may share memory with its buffers, and the step will donate it.
         return jax.tree.map(jnp.copy, checkpointer.restore(path.absolute(), abstract))
-
-
-def _by_name(tree: Any) -> dict[str, Any]:
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}

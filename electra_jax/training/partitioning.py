@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from electra_jax.config import MeshConfig
 from electra_jax.errors import UserError
+from electra_jax.models.electra import by_name
 
 # Every logical axis of every parameter must be named here; None is whole on every device.
 RULES: dict[str, str | None] = {
@@ -89,7 +90,4 @@ def place(rows: Any, mesh: Mesh, batch_size: int) -> Any:
 
 def describe(abstract: Any) -> dict[str, str]:
     """The shape and layout of each parameter, by name; `abstract` holds shapes with shardings."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.shape} {leaf.sharding.spec}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
-    }
+    return {name: f"{leaf.shape} {leaf.sharding.spec}" for name, leaf in by_name(abstract).items()}

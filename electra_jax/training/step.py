@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from electra_jax.config import Config
-from electra_jax.models.electra import Architecture, Params
+from electra_jax.models.electra import Architecture, Params, by_name
 from electra_jax.objectives import masking
 from electra_jax.objectives.layout import Batch, TokenIds, read_layout
 from electra_jax.objectives.losses import Mean
@@ -113,10 +113,7 @@ def make_diagnosis(config: Config, architecture: Architecture, ids: TokenIds):
             **sampled,
             "gradient_norms_by_group": {group: optax.tree.norm(part) for group, part in gradients.items()},
             "losses": {name: term.total / jnp.maximum(term.weight, 1) for name, term in terms.losses.items()},
-            "gradient_norms": {
-                jax.tree_util.keystr(path, simple=True, separator="/"): jnp.linalg.norm(leaf)
-                for path, leaf in jax.tree_util.tree_flatten_with_path(gradients)[0]
-            },
+            "gradient_norms": {name: jnp.linalg.norm(leaf) for name, leaf in by_name(gradients).items()},
         }
 
     return jax.jit(diagnose)
