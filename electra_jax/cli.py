@@ -5,6 +5,7 @@ import ctypes
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -127,6 +128,16 @@ def local_path(name: str, value: str) -> Path:
     if "://" in value:
         raise UserError(f"{name}={value}: only local paths are supported so far")
     return Path(value).expanduser()
+
+
+def make_directory(name: str, path: Path) -> None:
+    """Makes a directory and those above it; raises `UserError` where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"{name}={path} cannot be written to ({error.strerror or error})") from None
 
 
 def use_compilation_cache(directory: Path) -> None:

@@ -11,7 +11,7 @@ import itertools
 import math
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NoReturn
 
 from electra_jax.config import REFUSE, WARN, Config
@@ -63,12 +63,12 @@ def leaves(config: Config) -> dict[str, tuple[Any, dataclasses.Field]]:
     return found
 
 
-def check_resume(saved: Config, current: Config, sections: Collection[str] | None = None) -> list[str]:
+def check_resume(saved: Config, current: Config, only: tuple[str, ...] = ("",)) -> list[str]:
     """Compares the configuration of a checkpoint with the one it is to be resumed under.
 
     Args:
       saved, current: the two.
-      sections: those that are compared; None: all.
+      only: prefixes of the settings that are compared.
 
     Returns:
       One warning a changed setting that makes the run another one than was started.
@@ -80,7 +80,7 @@ def check_resume(saved: Config, current: Config, sections: Collection[str] | Non
     changed = [
         (n, old, now[n][0], f.metadata["on_resume"])
         for n, (old, f) in leaves(saved).items()
-        if old != now[n][0] and (sections is None or n.partition(".")[0] in sections)
+        if old != now[n][0] and n.startswith(only)
     ]
     refused = [f"{n} was {old!r}, now {new!r}" for n, old, new, rule in changed if rule == REFUSE]
     if refused:

@@ -46,18 +46,23 @@ def main(argv: list[str]) -> None:
         parser.error("argument --push_every_step: only with --push_to")
     if args.push_to and not hub.is_name(args.push_to):
         parser.error(f"argument --push_to: {args.push_to!r}; it must be ORG/NAME")
+    if args.step is not None and args.step < 0:
+        parser.error(f"argument --step: {args.step}; it must be 0 or more")
     origin = checkpoint.find(args.workdir if args.step is None else f"{args.workdir}@{args.step}")
     out = cli.local_path("--out", args.out)
     languages = [code.strip() for code in args.language.split(",") if code.strip()]
-    for folder in export(origin, Path(args.workdir), out, languages, args.license):
+    folders = export(origin, Path(args.workdir), out, languages, args.license)
+    for folder in folders:
         print(f"wrote {folder}")
     if args.push_to:
-        _publish(out, args.push_to, "main" if args.step is None else f"step-{origin.step}", origin.step)
+        _publish(folders, args.push_to, "main" if args.step is None else f"step-{origin.step}", origin.step)
     if args.push_every_step:
         for step in checkpoint.saved_steps(origin.directory):
             with tempfile.TemporaryDirectory() as scratch:
-                export(Origin(origin.directory, step), Path(args.workdir), Path(scratch), languages, args.license)
-                _publish(Path(scratch), args.push_to, f"step-{step}", step)
+                every = export(
+                    Origin(origin.directory, step), Path(args.workdir), Path(scratch), languages, args.license
+                )
+                _publish(every, args.push_to, f"step-{step}", step)
 
 
 def export(origin: Origin, workdir: Path, out: Path, languages: list[str], license_name: str) -> list[Path]:
@@ -71,13 +76,13 @@ def export(origin: Origin, workdir: Path, out: Path, languages: list[str], licen
     parts = huggingface.parts(config.model)
     for part in parts:
         if (out / part).exists():
-            raise UserError(f"--out={out}: {out / part} is there already; remove it, or export to another folder")
+            raise UserError(f"--out={out}: {out / part} is there already; remove it, or give another folder")
     architecture = Architecture(config.model, tokenizer.vocab_size)
     mesh = partitioning.make_mesh(MeshConfig(), jax.devices()[:1])
     params = checkpoint.restore_params(origin, abstract_state(config, architecture, mesh).params)
     params = jax.tree.map(np.asarray, params)
     metrics = _held_out(workdir, origin.step)
-    out.mkdir(parents=True, exist_ok=True)
+    cli.make_directory("--out", out)
     written = []
     for part in parts:
         partial = Path(tempfile.mkdtemp(prefix=f".{part}-", dir=out))
@@ -85,7 +90,9 @@ def export(origin: Origin, workdir: Path, out: Path, languages: list[str], licen
             huggingface.write(partial, params, config.model, part, tokenizer.special)
             tokenizer_files.write(tokenizer, partial, config.model.max_position_embeddings)
             count = sum(tensor.take(params).size for tensor in huggingface.model_tensors(config.model, part))
-            run = model_card.Run(config, saved.step, saved.sequences, count, metrics, languages, license_name)
+            run = model_card.Run(
+                config, saved.step, saved.sequences, count, metrics, languages, license_name, not saved.data
+            )
             card = model_card.text(run, part, huggingface.architecture(config.model, part))
             (partial / "README.md").write_text(card, encoding="utf-8")
             partial.chmod(0o755)
@@ -96,8 +103,8 @@ def export(origin: Origin, workdir: Path, out: Path, languages: list[str], licen
     return written
 
 
-def _publish(out: Path, name: str, revision: str, step: int) -> None:
-    for folder in sorted(path for path in out.iterdir() if path.is_dir()):
+def _publish(folders: list[Path], name: str, revision: str, step: int) -> None:
+    for folder in folders:
         address = hub.publish(folder, f"{name}-{folder.name}", revision, f"step {step}")
         print(f"published {address}")
 
@@ -108,9 +115,13 @@ def _held_out(workdir: Path, step: int) -> dict[str, float]:
     if not path.is_file():
         return {}
     for line in path.read_text().splitlines():
-        entry = json.loads(line)
-        if entry["step"] == step:
-            return {name.removeprefix("eval/"): value for name, value in entry.items() if name.startswith("eval/")}
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the last line of a run that was killed
+        if entry.get("step") == step:
+            figures = {name.removeprefix("eval/"): x for name, x in entry.items() if name.startswith("eval/")}
+            return {name: x for name, x in figures.items() if x is not None}
     return {}
 
 

@@ -1,6 +1,7 @@
 """Takes over another program's weights: `python -m electra_jax.import_checkpoint --from=PATH --workdir=DIR`."""
 
 import pprint
+import shlex
 from pathlib import Path
 
 from electra_jax import cli, config_loading
@@ -8,7 +9,8 @@ from electra_jax.config import Config
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.tokenizer import Tokenizer
 from electra_jax.errors import UserError
-from electra_jax.interop import hub, importing, tensorflow, tokenizer_files
+from electra_jax.interop import hub, importing, sources, tensorflow, tokenizer_files
+from electra_jax.interop.sources import Source
 from electra_jax.training import checkpoint
 from electra_jax.training.checkpoint import Checkpoints, Saved
 
@@ -43,56 +45,56 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--workdir={workdir} has checkpoints already; import into a new one")
     source, folder = _read(args.source, base)
     tokenizer = _tokenizer(base, folder)
-    if args.restart_schedule:
-        source = source._replace(step=0)
-    imported = importing.assemble(source, base, tokenizer)
+    imported = importing.assemble(source, base, tokenizer, restart=args.restart_schedule)
     _check_overrides(overrides, base, imported.config, source.path)
 
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.py").write_text(_config_file(imported.config, args.source))
+    step = int(imported.state.step)
+    cli.make_directory("--workdir", workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", imported.config.checkpoint)
-    checkpoints.save(imported.state, Saved(imported.config, source.step, 0, "", tokenizer.to_json()))
+    checkpoints.save(imported.state, Saved(imported.config, step, 0, "", tokenizer.to_json()))
     checkpoints.close()
+    config_file = workdir / "config.py"
+    config_file.write_text(_config_file(imported.config, args.source))
 
     print(f"taken from {source.path}: {', '.join(imported.taken)}")
     print(f"fresh: {', '.join(imported.fresh) or 'nothing'}")
     print(f"ignored: {_listed(imported.ignored)}")
-    print(f"saved as step {source.step:,}. To go on from there:")
-    print(
-        f"  python -m electra_jax.train --config={workdir / 'config.py'} --workdir={workdir} --config.data.source=FILES"
-    )
-    if source.step >= imported.config.train.num_train_steps:
+    print(f"saved as step {step:,}. To go on from there:")
+    paths = f"--config={shlex.quote(str(config_file))} --workdir={shlex.quote(str(workdir))}"
+    print(f"  python -m electra_jax.train {paths} --config.data.source=FILES")
+    if step >= imported.config.train.num_train_steps:
         print(
             f"but first raise train.num_train_steps, {imported.config.train.num_train_steps:,}, above that step, or import with "
             "--restart_schedule"
         )
 
 
-def _read(text: str, base: Config) -> tuple[importing.Source, Path]:
+def _read(text: str, base: Config) -> tuple[Source, Path]:
     """What `--from` names, and the folder to look for its vocabulary in."""
     path = Path(text).expanduser()
     found = tensorflow.find(path)
     if found:
-        return importing.from_tensorflow(found, base.model), found.parent
-    if (path / "discriminator").is_dir() or (path / "generator").is_dir():
-        folders = [path / part for part in ("discriminator", "generator") if (path / part).is_dir()]
+        return sources.from_tensorflow(found, base.model), found.parent
+    if path.is_dir() and text.strip():
+        folders = [path / part for part in ("discriminator", "generator") if (path / part).is_dir()] or [path]
     else:
-        folders = [_folder(part.strip()) for part in text.split(",")]
+        folders = [_folder(part.strip(), text) for part in text.split(",")]
     if len(folders) > 2:
         raise UserError(f"--from={text} names {len(folders)} models; one discriminator and one generator go together")
-    return importing.from_hugging_face(folders, base.model), folders[0]
+    return sources.from_hugging_face(folders, base.model), folders[0]
 
 
-def _folder(text: str) -> Path:
-    path = Path(text).expanduser()
-    if path.is_dir():
+def _folder(part: str, text: str) -> Path:
+    path = Path(part).expanduser()
+    if part and path.is_dir():
         return path
-    if path.exists() or not hub.is_name(text):
-        reason = "is a file" if path.exists() else "does not exist"
+    name, _, revision = part.rstrip("/").partition("@")
+    if not part or path.exists() or not hub.is_name(name):
+        reason = "names nothing" if not part else "is a file" if path.exists() else "does not exist"
         raise UserError(
-            f"--from={text} {reason}; give a model's folder, its name on the Hub (ORG/NAME), or model.ckpt-N"
+            f"--from={text} {reason}; give a model's folder, its name on the Hub (ORG/NAME or ORG/NAME@REVISION), or model.ckpt-N"
         )
-    return hub.fetch(text)
+    return hub.fetch(name, revision or None)
 
 
 def _tokenizer(config: Config, folder: Path) -> Tokenizer:
@@ -119,7 +121,7 @@ def _config_file(config: Config, source: str) -> str:
     """A configuration file with the sizes of the checkpoint, for `train`."""
     values = pprint.pformat(config_loading.to_dict(config), width=110, sort_dicts=False)
     return (
-        f'"""The configuration of weights imported from {source}."""\n\nimport ml_collections\n\n\n'
+        f"# The configuration of weights imported from {source!r}.\n\nimport ml_collections\n\n\n"
         f"def get_config() -> ml_collections.ConfigDict:\n    return ml_collections.ConfigDict({values})\n"
     )
 

@@ -125,8 +125,9 @@ def _origin(workdir: Path, init: str | None, branch: str | None) -> tuple[Origin
 
 def _is_finished(saved: Saved, config: Config, workdir: Path, branch: str | None) -> bool:
     """Whether a run that may go on under `config` has come to its end; raises `UserError` where it may not."""
-    # An imported checkpoint has been trained on nothing here yet: it determines the model alone.
-    for warning in config_loading.check_resume(saved.config, config, None if saved.data else ("model",)):
+    # An imported checkpoint has been trained on nothing here yet: it determines the model and the optimizer's state.
+    only = ("",) if saved.data else ("model.", "optimizer.bias_correction")
+    for warning in config_loading.check_resume(saved.config, config, only):
         print(f"WARNING: {warning}")
     if saved.step < config.train.num_train_steps:
         return False

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 from conftest import process_env
-from test_interop import make_run
+from runs import make_run, restored
 
 pytest.importorskip("huggingface_hub", reason="publishing needs huggingface_hub (extra [test])")
 
@@ -20,7 +20,7 @@ class Hub:
     """Repositories as {name: {revision: {path: bytes}}}, and a server over them."""
 
     def __init__(self):
-        self.repos, self.objects, self.tokens = {}, {}, set()
+        self.repos, self.objects, self.tokens, self.commits = {}, {}, set(), {}
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -72,9 +72,15 @@ class Hub:
         if not found or found[1] not in self.repos:
             request.reply({"error": f"not found: {path}"}, 404, {"X-Error-Code": "RepoNotFound"})
             return
-        content = self.repos[found[1]]["main"][found[3]]
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": "1" * 40}
+        content = self.repos[found[1]][self.commits[found[2]]][found[3]]
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": found[2]}
         request.reply(content, headers=headers | {"Content-Length": str(len(content))})
+
+    def sha(self, revision):
+        """The commit that a revision stands at: one for each."""
+        commit = hashlib.sha1(revision.encode()).hexdigest()
+        self.commits[commit] = revision
+        return commit
 
     def create(self, body):
         asked = json.loads(body)
@@ -114,8 +120,8 @@ class Hub:
                 files[line["value"]["path"]] = self.objects[line["value"]["oid"]]
         return {"commitUrl": f"{self.address}/{name}/commit/1", "commitOid": "1" * 40, "success": True}
 
-    def tree(self, body, name, revision):
-        files = self.repos[name]["main"]
+    def tree(self, body, name, commit):
+        files = self.repos[name][self.commits[commit]]
         return [
             {"type": "file", "path": path, "size": len(content), "oid": "1" * 40} for path, content in files.items()
         ]
@@ -124,7 +130,7 @@ class Hub:
         files = self.repos.get(name, {}).get(revision or "main")
         if files is None:
             return {"error": f"no model {name}"}
-        return {"id": name, "sha": "1" * 40, "siblings": [{"rfilename": file} for file in files]}
+        return {"id": name, "sha": self.sha(revision or "main"), "siblings": [{"rfilename": file} for file in files]}
 
 
 @pytest.fixture
@@ -132,6 +138,12 @@ def hub():
     made = Hub()
     yield made
     made.server.shutdown()
+
+
+# Of the discriminator, which a generator does not tell.
+SIZES = [f"--config.model.{name}" for name in (
+    "hidden_size=32", "num_attention_heads=2", "intermediate_size=64", "num_hidden_layers=2"
+)]  # fmt: skip
 
 
 def run(hub, tmp_path, *command):
@@ -144,6 +156,8 @@ def run(hub, tmp_path, *command):
 
 def test_publish_and_fetch(hub, tmp_path):
     make_run(tmp_path / "run", steps=(3, 5))
+    (tmp_path / "out" / "private").mkdir(parents=True)
+    (tmp_path / "out" / "private" / "notes.txt").write_text("not to be published")
     done = run(
         hub, tmp_path, "electra_jax.export", "--workdir=run", "--out=out", "--push_to=ours/fox", "--push_every_step"
     )
@@ -163,6 +177,13 @@ def test_publish_and_fetch(hub, tmp_path):
     assert done.returncode == 0, done.stderr
     done = run(hub, tmp_path, "electra_jax.export", "--workdir=back", "--out=out2")
     assert done.returncode == 0, done.stderr
+    done = run(
+        hub, tmp_path, "electra_jax.import_checkpoint", "--from=ours/fox-generator@step-3", "--workdir=third", *SIZES
+    )
+    assert done.returncode == 0, done.stderr
+    third = restored(tmp_path / "third")[1].params["generator"]["output_bias"]
+    last = restored(tmp_path / "back")[1].params["generator"]["output_bias"]
+    assert abs(float((last - third).mean()) - 2) < 1e-4
     for part in ("discriminator", "generator"):
         one, other = (tmp_path / out / part / "model.safetensors" for out in ("out", "out2"))
         assert one.read_bytes() == other.read_bytes()

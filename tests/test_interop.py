@@ -1,5 +1,6 @@
 """Hugging Face folders, out and in: the same numbers there, the same bits back, and damage told apart."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,23 +8,23 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import ROOT, process_env, small_config
+from runs import TEXTS, make_run, random_params, restored, tokenizer
 from safetensors.numpy import load_file, save_file
 
 from electra_jax import export, import_checkpoint
-from electra_jax.config import MeshConfig, ModelConfig, TokenizerConfig
+from electra_jax.config import ModelConfig, TokenizerConfig
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import UserError
 from electra_jax.interop import huggingface, tokenizer_files
 from electra_jax.models.electra import Architecture, Text
-from electra_jax.training import checkpoint, partitioning
-from electra_jax.training.checkpoint import Checkpoints, Saved
-from electra_jax.training.state import abstract_state, new_state
 
 torch = pytest.importorskip("torch", reason="Hugging Face's side runs on torch (extra [test])")
 transformers = pytest.importorskip("transformers", reason="Hugging Face's side is transformers (extra [test])")
+save_torch = pytest.importorskip("safetensors.torch").save_file
 transformers.logging.set_verbosity_error()
 
 SIZES = {
@@ -33,38 +34,12 @@ SIZES = {
     "base": ModelConfig(embedding_size=768, hidden_size=768, num_attention_heads=12, intermediate_size=3072,
                         generator_hidden_size=1 / 3),
 }  # fmt: skip
-TEXTS = [
-    "The quick brown fox jumps over the lazy dog, twice.",
-    "Où êtes-vous allés, garçons ? Noël à l'œuvre, une île naïve.",
-    "床前明月光，疑是地上霜。舉頭望明月，低頭思故鄉。",
-    "😀 👩‍👩‍👧 🇫🇷 \x00\x07 control \x7f\x85 tab\tnew\nline",
-    "",
-    "   ",
-    "\u200b\ufeff e\u0301 ﬁ ＦＵＬＬ　ｗｉｄｔｈ \u00a0 İstanbul",
-    "a" * 150,
-]
-
-
-def random_params(config: ModelConfig, vocab_size: int):
-    """Biases and LayerNorms away from zero and one, so that a swapped or forgotten one is seen."""
-    rng = np.random.default_rng(0)
-    shapes = Architecture(config, vocab_size).shapes
-
-    def values(path, leaf):
-        noise = rng.normal(0, 0.05, leaf.shape).astype(np.float32)
-        return 1 + noise if path[-1].key == "scale" else noise
-
-    return jax.tree_util.tree_map_with_path(values, shapes)
 
 
 def write_model(folder, params, config):
     for part in huggingface.parts(config):
         (folder / part).mkdir(parents=True)
         huggingface.write(folder / part, params, config, part, tokenizer().special)
-
-
-def tokenizer(kind="wordpiece"):
-    return tokenizer_lib.train(TokenizerConfig(kind=kind, vocab_size=300, lowercase=False), TEXTS * 5)
 
 
 @pytest.mark.parametrize(("size", "lengths"), [("tiny", (1, 2, 77, 512)), ("small", (1, 512)), ("base", (1, 128))])
@@ -129,30 +104,6 @@ def embedded_texts():
     from electra_jax.data import corpus
 
     return [text for _, text in zip(range(300), corpus.documents(DataConfig()))]
-
-
-def make_run(workdir, config=None, steps=(7,), params=None, kind="wordpiece"):
-    """A work directory with checkpoints, as a run leaves one."""
-    config = config or small_config()
-    made = tokenizer(kind)
-    architecture = Architecture(config.model, made.vocab_size)
-    params = random_params(config.model, made.vocab_size) if params is None else params
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
-    for step in steps:
-        state = new_state(config, architecture, jax.tree.map(lambda x, step=step: jnp.asarray(x) + step, params))
-        checkpoints.save(state, Saved(config, step, step * 8, "some data", made.to_json()))
-    checkpoints.close()
-    lines = [{"step": step, "loss": 1.0, "eval/disc_auc": step / 10} for step in steps]
-    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return params
-
-
-def restored(workdir):
-    origin = checkpoint.find(str(workdir))
-    saved = checkpoint.read_saved(origin)
-    architecture = Architecture(saved.config.model, tokenizer_lib.from_json(saved.tokenizer).vocab_size)
-    mesh = partitioning.make_mesh(MeshConfig(), jax.devices()[:1])
-    return saved, checkpoint.restore(origin, abstract_state(saved.config, architecture, mesh))
 
 
 def equal_files(one, other, names):
@@ -241,6 +192,11 @@ def test_variants(towers, tmp_path):
             theirs = transformers.ElectraForMaskedLM.from_pretrained(tmp_path / "out" / "generator")(torch.tensor(ids))
             ours = model.generator_logits(text, text.position_ids)[..., : tokenizer().vocab_size]
             np.testing.assert_allclose(ours, theirs.logits, atol=1e-4)
+    # And back, as the variant it was.
+    given = [] if towers != "uniform_generator" else ["--config.model.towers=uniform_generator"]
+    saved, state = import_from(tmp_path / "out", tmp_path, *given)
+    assert saved.config.model.towers == towers
+    jax.tree.map(np.testing.assert_array_equal, state.params, restored(tmp_path / "run")[1].params)
 
 
 def test_untied_embeddings_come_back(tmp_path):
@@ -303,6 +259,50 @@ def test_bin_files_and_old_names(exported, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state.params, restored(tmp_path / "run")[1].params)
 
 
+def test_half_precision_and_shards(exported, tmp_path):
+    """As others save them: bfloat16, and in several files with an index."""
+    path = exported / "discriminator" / "model.safetensors"
+    tensors = {name: value.astype(ml_dtypes.bfloat16) for name, value in load_file(path).items()}
+    halves = [dict(list(tensors.items())[i::2]) for i in range(2)]
+    for i, half in enumerate(halves):
+        save_torch({name: torch.tensor(value.astype(np.float32)).bfloat16() for name, value in half.items()},
+                   exported / "discriminator" / f"model-{i}.safetensors")  # fmt: skip
+    index = {"weight_map": {name: f"model-{i}.safetensors" for i, half in enumerate(halves) for name in half}}
+    (exported / "discriminator" / "model.safetensors.index.json").write_text(json.dumps(index))
+    path.unlink()
+    _, state = import_from(exported / "discriminator", tmp_path)
+    _, original = restored(tmp_path / "run")
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), original.params["discriminator"])
+    jax.tree.map(np.testing.assert_array_equal, state.params["discriminator"], rounded)
+
+
+def test_figures_that_were_not_finite_and_a_torn_line(tmp_path):
+    make_run(tmp_path / "run", steps=(3,))
+    with open(tmp_path / "run" / "metrics.jsonl", "w") as file:
+        file.write('{"step": 3, "eval/disc_auc": null, "eval/disc_loss": 0.25}\n{"step": 4, "los')
+    export.main([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"])
+    card = (tmp_path / "out" / "generator" / "README.md").read_text()
+    assert "| disc_loss | 0.2500 |" in card
+    assert "| disc_auc |" not in card
+
+
+def test_every_setting_of_the_model_is_exported_or_refused():
+    """A new one must be added to those that the export expresses, or be refused where it is not at its default."""
+    huggingface.refuse_inexpressible(SIZES["base"])
+    made = dataclasses.make_dataclass("Extended", [("rotary", bool, False)], bases=(ModelConfig,), frozen=True)
+    huggingface.refuse_inexpressible(made())
+    with pytest.raises(UserError, match="config.model.rotary=True: Hugging Face's ELECTRA cannot express it"):
+        huggingface.refuse_inexpressible(made(rotary=True))
+
+
+def test_a_place_that_cannot_be_written_to(exported, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--workdir=.*cannot be written to"):
+        import_checkpoint.main([f"--from={exported}", f"--workdir={tmp_path / 'file' / 'new'}"])
+    with pytest.raises(UserError, match="--out=.*cannot be written to"):
+        export.main([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'file' / 'out'}"])
+
+
 def test_bert_as_a_body(tmp_path, capsys):
     config = transformers.BertConfig(
         vocab_size=304, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
@@ -316,7 +316,8 @@ def test_bert_as_a_body(tmp_path, capsys):
     saved, state = import_from(tmp_path / "bert", tmp_path)
     said = capsys.readouterr().out
     assert "fresh: discriminator head, generator, optimizer state" in said
-    assert "ignored: pooler.dense.bias, pooler.dense.weight" in said
+    assert "rows of embeddings.word_embeddings.weight beyond the vocabulary" in said
+    assert "pooler.dense.bias, pooler.dense.weight" in said
     assert saved.config.model.embedding_size == 32
     assert not saved.config.tokenizer.lowercase
     # Four rows beyond the vocabulary are padding, and left out.
@@ -346,6 +347,13 @@ def drop_tensor(folder):
     path = folder / "generator" / "model.safetensors"
     tensors = load_file(path)
     del tensors["electra.encoder.layer.1.attention.self.key.bias"]
+    save_file(tensors, path)
+
+
+def not_finite(folder):
+    path = folder / "generator" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["generator_lm_head.bias"] = tensors["generator_lm_head.bias"] * np.nan
     save_file(tensors, path)
 
 
@@ -382,6 +390,10 @@ def set_field(name, value):
         (set_field("model_type", "roberta"), "model_type is 'roberta'; electra and bert"),
         (set_field("hidden_act", "relu"), "hidden_act is 'relu'; only 'gelu'"),
         (set_field("hidden_size", "wide"), "hidden_size is 'wide'"),
+        (lambda f: (f / "discriminator" / "config.json").write_text("[]"), "holds a JSON list, not an object"),
+        (set_field("layer_norm_eps", "small"), "layer_norm_eps is 'small'"),
+        (lambda f: (f / "discriminator" / "vocab.txt").write_bytes(b"\xff\xfe"), "vocab.txt is no UTF-8"),
+        (not_finite, "holds values that are not finite"),
         (set_field("num_attention_heads", 5), "num_attention_heads"),
         (lambda f: [p.unlink() for p in f.glob("*/*token*")] + [p.unlink() for p in f.glob("*/vocab.txt")], "no vocabulary"),
     ],
@@ -404,7 +416,7 @@ def test_the_malicious_pickle_is_one(tmp_path, monkeypatch):
     assert (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize("path", ["nowhere/at/all", "/nonexistent", "setup.cfg"])
+@pytest.mark.parametrize("path", ["nowhere/at/all", "/nonexistent", "setup.cfg", "", "tests,", "a b", "x,y,z"])
 def test_a_path_that_is_no_model(path, tmp_path):
     with pytest.raises(UserError, match="--from="):
         import_from(ROOT / path if path == "setup.cfg" else path, tmp_path)
@@ -441,3 +453,9 @@ def test_training_goes_on_from_an_import(exported, tmp_path, corpus_file):
     assert "finished at step 3" in done.stdout
     saved, _ = restored(tmp_path / "new")
     assert saved.step == 3 and saved.data
+    # From its own checkpoint on it is a run like any other.
+    more = subprocess.run(
+        [*command, "--config.train.num_train_steps=4"], env=process_env(), capture_output=True, text=True
+    )
+    assert more.returncode == 0, more.stderr
+    assert "finished at step 4" in more.stdout

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import small_config
-from test_interop import random_params, restored, tokenizer
+from runs import random_params, restored, tokenizer
 
 from electra_jax import import_checkpoint
 from electra_jax.data import tokenizer as tokenizer_lib
@@ -155,6 +155,20 @@ def test_a_run_that_would_be_over_is_told(original, tmp_path, capsys):
         [f"--from={original}", f"--workdir={tmp_path / 'new'}", *SETTINGS, "--config.train.num_train_steps=50"]
     )
     assert "raise train.num_train_steps, 50, above that step" in capsys.readouterr().out
+
+
+def test_moments_that_are_missing_start_at_zero_and_are_named(state, tmp_path, capsys):
+    variables, moments = original_names(state.params), next(x for x in state.opt_state if isinstance(x, Moments))
+    for suffix, tree in (("adam_m", moments.mu), ("adam_v", moments.nu)):
+        variables |= {f"{n}/{suffix}": v for n, v in original_names(tree).items() if not n.startswith("generator/")}
+    write_checkpoint(tmp_path / "model.ckpt-7", variables)
+    made = tokenizer()
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in made.tokens(range(made.vocab_size))))
+    import_checkpoint.main([f"--from={tmp_path}", f"--workdir={tmp_path / 'new'}", *SETTINGS])
+    assert "fresh: optimizer state of generator" in capsys.readouterr().out
+    found = next(x for x in restored(tmp_path / "new")[1].opt_state if isinstance(x, Moments))
+    jax.tree.map(np.testing.assert_array_equal, found.mu["discriminator"], moments.mu["discriminator"])
+    assert not np.any(found.mu["generator"]["encoder"]["layers"]["output"]["kernel"])
 
 
 def test_released_checkpoints_have_no_optimizer_state_and_may_lack_a_head(state, tmp_path, capsys):

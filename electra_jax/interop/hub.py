@@ -9,7 +9,7 @@ from electra_jax.errors import UserError
 
 Result = TypeVar("Result")
 
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model.bin"]
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
 def is_name(text: str) -> bool:
@@ -24,7 +24,14 @@ def fetch(name: str, revision: str | None = None) -> Path:
       UserError: where it cannot be had.
     """
     hub = _hub(f"--from={name}")
-    return Path(_ask(f"--from={name}", lambda: hub.snapshot_download(name, revision=revision, allow_patterns=_FILES)))
+
+    def download() -> Path:
+        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=_FILES))
+        if not list(folder.glob("*.safetensors")):
+            hub.snapshot_download(name, revision=revision, allow_patterns=["pytorch_model.bin"])
+        return folder
+
+    return _ask(f"--from={name}", download)
 
 
 def publish(folder: Path, name: str, revision: str, message: str) -> str:

@@ -1,5 +1,6 @@
 """Hugging Face folders: `config.json` and weights of ELECTRA, and of BERT as a body."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,22 @@ class Model(NamedTuple):
     part: str  # "generator" or "discriminator"
 
 
+# All that the exported configuration and weights say, and what has no meaning after training.
+_EXPRESSED = {
+    *_SIZES, *_SETTINGS, "towers", "tied_embeddings", "generator_hidden_size", "generator_layers", "dtype", "remat",
+}  # fmt: skip
+
+
+def refuse_inexpressible(config: ModelConfig) -> None:
+    """Refuses a model that Hugging Face's ELECTRA has no settings for; raises `UserError`."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in _EXPRESSED and value != field.default:
+            raise UserError(
+                f"config.model.{field.name}={value!r}: Hugging Face's ELECTRA cannot express it, so it is not exported"
+            )
+
+
 def write(folder: Path, params: Params, config: ModelConfig, part: str, special: SpecialTokens) -> None:
     """Writes `config.json` and `model.safetensors` of one tower.
 
@@ -44,6 +61,7 @@ def write(folder: Path, params: Params, config: ModelConfig, part: str, special:
       part: "generator" or "discriminator".
       special: ids of the special tokens.
     """
+    refuse_inexpressible(config)
     tower = config.generator if part == "generator" else config.discriminator
     rows = params["shared"]["word"].shape[0]
     written = {
@@ -96,17 +114,14 @@ def read(folder: Path) -> Model:
       UserError: where it is no ELECTRA or BERT model, or one with settings that are not known here.
     """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"{folder} has no config.json; a Hugging Face model folder has one") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no JSON ({error})") from None
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json; a Hugging Face model folder has one")
+    config = weights.read_json(path)
     kind = config.get("model_type")
     if kind not in ("electra", "bert"):
         raise UserError(f"{path}: model_type is {kind!r}; electra and bert can be imported")
     for name, allowed in _FIXED.items():
-        if config.get(name, allowed[0]) not in allowed:
+        if config.get(name) not in (None, *allowed):
             raise UserError(f"{path}: {name} is {config[name]!r}; only {allowed[0]!r} can be imported")
     stored = weights.open_folder(folder)
     known = [name for name in stored.names() if name.endswith("embeddings.word_embeddings.weight")]
@@ -129,4 +144,7 @@ def sizes(model: Model) -> dict[str, Any]:
             raise UserError(
                 f"{model.folder / 'config.json'}: {name} is {found.get(name)!r}; it must be a number above 0"
             )
-    return found | {"layer_norm_eps": model.config.get("layer_norm_eps", 1e-12)}
+    eps = model.config.get("layer_norm_eps", 1e-12)
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise UserError(f"{model.folder / 'config.json'}: layer_norm_eps is {eps!r}; it must be a fraction above 0")
+    return found | {"layer_norm_eps": eps}

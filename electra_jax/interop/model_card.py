@@ -18,6 +18,7 @@ class Run(NamedTuple):
     metrics: Mapping[str, float]  # held-out figures of that step, by name; may be empty
     languages: Sequence[str]
     license: str
+    is_import: bool  # weights of another program, not trained here since
 
 
 def text(run: Run, part: str, architecture: str) -> str:
@@ -31,29 +32,23 @@ def _head(run: Run, part: str, architecture: str) -> list[str]:
         lines += ["language:", *(f"- {language}" for language in run.languages)]
     lines += ["tags:", "- electra", "- electra_jax"]
     lines += [f"pipeline_tag: {'fill-mask' if part == 'generator' else 'feature-extraction'}"]
-    if run.config.data.source == "embedded":
+    if run.config.data.source == "embedded" and not run.is_import:
         lines += ["datasets:", "- wikipedia"]
     return [*lines, "---", ""]
 
 
 def _body(run: Run, part: str, architecture: str) -> list[str]:
-    config = run.config
     task = {
         "ElectraForPreTraining": "The discriminator: an encoder to fine-tune, and a head that tells which tokens were replaced.",
         "ElectraForMaskedLM": "The generator: a masked language model, trained to offer the discriminator likely replacements.",
         "ElectraModel": "An encoder trained by masked language modelling alone.",
     }[architecture]  # fmt: skip
-    tokens = run.sequences * config.data.max_seq_length
-    data = (
-        "introductions of English Wikipedia articles (CC BY-SA 4.0)"
-        if config.data.source == "embedded"
-        else f"`{config.data.source}`"
-    )
+    by = "[electra_jax](https://github.com/OWNER/electra_jax)"
+    made = f"Converted by {by} from another program's weights." if run.is_import else f"Pretrained by {by} after"
     lines = [
         f"# ELECTRA {part}",
         "",
-        f"{task} Pretrained by [electra_jax](https://github.com/OWNER/electra_jax) after Clark et al., "
-        "[ELECTRA](https://arxiv.org/abs/2003.10555) (2020).",
+        f"{task} {made} Clark et al., [ELECTRA](https://arxiv.org/abs/2003.10555) (2020).",
         "",
         "```python",
         f"from transformers import AutoTokenizer, {architecture}",
@@ -62,11 +57,22 @@ def _body(run: Run, part: str, architecture: str) -> list[str]:
         f'model = {architecture}.from_pretrained("PATH_OR_NAME")',
         "```",
         "",
+        f"{run.parameters:,} parameters.",
+        "",
+    ]
+    return lines + ([] if run.is_import else _training(run))
+
+
+def _training(run: Run) -> list[str]:
+    config = run.config
+    tokens = run.sequences * config.data.max_seq_length
+    is_embedded = config.data.source == "embedded"
+    data = "introductions of English Wikipedia articles (CC BY-SA 4.0)" if is_embedded else f"`{config.data.source}`"
+    lines = [
         "## Training",
         "",
         "| | |",
         "|---|---|",
-        f"| parameters | {run.parameters:,} |",
         f"| step | {run.step:,} of {config.train.num_train_steps:,} |",
         f"| tokens read | {tokens:,} |",
         f"| text | {data} |",

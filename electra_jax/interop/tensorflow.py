@@ -35,7 +35,8 @@ def find(path: Path) -> Path | None:
     numbered = {int(m[1]): p for p in path.glob("*.index") if (m := re.search(r"-(\d+)\.index$", p.name))}
     if numbered:
         return numbered[max(numbered)].with_suffix("")
-    return next((p.with_suffix("") for p in sorted(path.glob("*.ckpt.index"))), None)
+    found = list(path.glob("*.index"))
+    return found[0].with_suffix("") if len(found) == 1 else None
 
 
 def read(path: Path) -> Checkpoint:

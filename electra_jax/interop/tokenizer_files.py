@@ -15,6 +15,7 @@ from electra_jax.data.packing import SPECIAL_TOKENS
 from electra_jax.data.sentencepiece_model import SentencePiece
 from electra_jax.data.tokenizer import Tokenizer, WordPiece
 from electra_jax.errors import UserError
+from electra_jax.interop.weights import read_json
 
 _ROLES = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS))
 _SENTENCEPIECE_FILE = "spiece.model"
@@ -71,11 +72,20 @@ def read(folder: Path, default: TokenizerConfig) -> Tokenizer | None:
     normalizer = whole.get("normalizer") or {}
     model = whole.get("model") or {}
     if (folder / "vocab.txt").is_file():
-        vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        try:
+            vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{folder / 'vocab.txt'} is no UTF-8 text ({error})") from None
     elif model.get("type") == "WordPiece":
-        vocabulary = sorted(model["vocab"], key=model["vocab"].__getitem__)
+        ids = model.get("vocab") or {}
+        vocabulary = sorted(ids, key=ids.__getitem__)
+        if [ids[token] for token in vocabulary] != list(range(len(ids))):
+            raise UserError(f"{folder / 'tokenizer.json'}: the ids of its vocabulary are not 0 to {len(ids) - 1}")
     else:
         return None
+    for name, supported in (("tokenize_chinese_chars", True), ("handle_chinese_chars", True), ("clean_text", True)):
+        if config.get(name, normalizer.get(name, supported)) != supported:
+            raise UserError(f"{folder}: its tokenizer has {name}={not supported}, which the tokenizer here cannot do")
     lowercase = config.get("do_lower_case", normalizer.get("lowercase", default.lowercase))
     strip_accents = config.get("strip_accents", normalizer.get("strip_accents", default.strip_accents))
     return WordPiece(vocabulary, lowercase, strip_accents)
@@ -84,10 +94,7 @@ def read(folder: Path, default: TokenizerConfig) -> Tokenizer | None:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no JSON ({error})") from None
+    return read_json(path)
 
 
 def _write_json(path: Path, value: Any) -> None:

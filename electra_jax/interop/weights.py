@@ -40,11 +40,27 @@ def open_folder(folder: Path) -> Weights:
     if (folder / "model.safetensors").is_file():
         return _from_mapping(read_safetensors(folder / "model.safetensors"))
     if index.is_file():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise UserError(f"{index} has no weight_map; fetch it again")
+        files = sorted(set(shards.values()))
         return _from_mapping({name: t for file in files for name, t in read_safetensors(folder / file).items()})
     if (folder / "pytorch_model.bin").is_file():
         return _from_mapping(read_pickle(folder / "pytorch_model.bin"))
     raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds a JSON object; raises `UserError` where it does not."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a JSON {type(found).__name__}, not an object")
+    return found
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -46,9 +46,10 @@ def make_optimizer(config: OptimizerConfig, axes: Params) -> optax.GradientTrans
     else:
         adam = adam_without_bias_correction(config.beta1, config.beta2, config.eps)
     decay = optax.add_decayed_weights(config.weight_decay, mask=is_decayed(axes, config.decay_embeddings))
-    if config.clipping == "per_replica":  # done where replicas are told apart
-        return optax.chain(adam, decay)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam, decay)
+    # Where replicas are told apart they are clipped there; the state has the same form either way.
+    is_global = config.clipping == "global"
+    clip = optax.clip_by_global_norm(config.clip_norm) if is_global else optax.identity()
+    return optax.chain(clip, adam, decay)
 
 
 def is_decayed(tree: Params, embeddings: bool = True) -> Params:
