@@ -174,7 +174,7 @@ def test_export_needs_neither_torch_nor_transformers(tmp_path):
 
 
 @pytest.mark.parametrize("towers", ["tied", "masked_lm", "uniform_generator"])
-def test_variants(towers, tmp_path):
+def test_variants(towers, tmp_path, capsys):
     """What a variant has is exported, and computes there what it computes here."""
     config = small_config(model={"towers": towers})
     params = make_run(tmp_path / "run", config, steps=(0,))
@@ -196,6 +196,7 @@ def test_variants(towers, tmp_path):
     given = [] if towers != "uniform_generator" else ["--config.model.towers=uniform_generator"]
     saved, state = import_from(tmp_path / "out", tmp_path, *given)
     assert saved.config.model.towers == towers
+    assert "ignored: nothing" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, state.params, restored(tmp_path / "run")[1].params)
 
 

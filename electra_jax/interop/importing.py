@@ -15,7 +15,7 @@ from electra_jax.data.tokenizer import Tokenizer, WordPiece
 from electra_jax.errors import UserError
 from electra_jax.interop import tensorflow
 from electra_jax.interop.names import Tensor
-from electra_jax.interop.sources import Piece, Source
+from electra_jax.interop.sources import ONE_ENCODER, Piece, Source
 from electra_jax.interop.weights import Weights
 from electra_jax.models.electra import Architecture, Params
 from electra_jax.training.optimizer import Moments
@@ -150,10 +150,13 @@ def _ignored(source: Source, used: set[tuple[int, str]]) -> list[str]:
 
 
 def _is_tied_copy(name: str, source: Source) -> bool:
+    """Whether a tensor is one that both towers share, in the folder it was not taken from."""
+    if name == "generator_lm_head.weight":
+        return True
+    if source.model.towers in ONE_ENCODER:
+        return any(part in f".{name}" for part in (".encoder.", ".embeddings.", ".embeddings_project."))
     has_both = {"discriminator", "generator"} <= {piece.name for piece in source.pieces}
-    return name == "generator_lm_head.weight" or (
-        has_both and ".embeddings." in f".{name}" and source.model.tied_embeddings
-    )
+    return has_both and ".embeddings." in f".{name}" and source.model.tied_embeddings
 
 
 def _described(tokenizer: Tokenizer, settings: TokenizerConfig) -> TokenizerConfig:
