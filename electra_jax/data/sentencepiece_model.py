@@ -8,17 +8,17 @@ in a tie now and then.
 import base64
 from collections.abc import Sequence
 
-import numpy as np
 import tokenizers
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from electra_jax.data.encoding import Tokenizer
 from electra_jax.data.packing import SPECIAL_TOKENS, SpecialTokens
 from electra_jax.errors import UserError
 
 
-class SentencePiece:
+class SentencePiece(Tokenizer):
     """A SentencePiece model (unigram or BPE), given as the bytes of its .model file."""
 
     def __init__(self, model: bytes):
@@ -28,21 +28,9 @@ class SentencePiece:
             proto.ParseFromString(model)
         except DecodeError as error:
             raise UserError(f"tokenizer.vocab_file is not a SentencePiece model ({error})") from None
-        self.pieces = [piece.piece for piece in proto.pieces]
-        self.vocab_size = len(self.pieces)
+        pieces, special = [piece.piece for piece in proto.pieces], _special(proto)
+        super().__init__(pieces, special, pipeline(proto, _unspellable(pieces, special)))
         self.is_unigram = proto.trainer_spec.model_type == proto.trainer_spec.UNIGRAM
-        self.special = _special(proto)
-        self._tokenizer = pipeline(proto, _unspellable(self.pieces, self.special))
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode([int(i) for i in ids if int(i) not in self.special])
-
-    def tokens(self, ids: Sequence[int]) -> list[str]:
-        return [self.pieces[int(i)] for i in ids]
 
     def to_json(self) -> dict[str, str]:
         return {"kind": "sentencepiece", "model": base64.b64encode(self.model).decode()}
@@ -50,7 +38,7 @@ class SentencePiece:
     def with_special_names(self) -> tokenizers.Tokenizer:
         """The pipeline with special tokens under their own names, for a file that registers them."""
         proto = sentencepiece_model_pb2.ModelProto.FromString(self.model)
-        return pipeline(proto, self.pieces)
+        return pipeline(proto, self.vocabulary)
 
 
 def pipeline(proto: sentencepiece_model_pb2.ModelProto, pieces: Sequence[str]) -> tokenizers.Tokenizer:

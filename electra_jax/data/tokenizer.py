@@ -11,42 +11,19 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from electra_jax.config import TokenizerConfig
+from electra_jax.data.encoding import Tokenizer
 from electra_jax.data.packing import SPECIAL_TOKENS, SpecialTokens
 from electra_jax.data.sentencepiece_model import SentencePiece
 from electra_jax.errors import UserError
 
 # Characters that get a piece of their own when a vocabulary is trained; rarer ones become [UNK].
 _CHARACTER_COVERAGE = 0.9999
-
-
-class Tokenizer(Protocol):
-    """What the rest of the code knows of a tokenizer."""
-
-    special: SpecialTokens
-    vocab_size: int
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids of each text, `[n]` int32, without special tokens; uses all cores."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens left out."""
-
-    def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The pieces that `ids` stand for."""
-
-    def with_special_names(self) -> tokenizers.Tokenizer:
-        """The pipeline, for a file that registers special tokens in it."""
-
-    def to_json(self) -> dict[str, str]:
-        """All there is to know, for `from_json`."""
 
 
 def train(config: TokenizerConfig, texts: Sequence[str]) -> Tokenizer:
@@ -91,7 +68,7 @@ def digest(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps(tokenizer.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-class WordPiece:
+class WordPiece(Tokenizer):
     """BERT's and ELECTRA's WordPiece over the given vocabulary, a list of tokens in the order of their ids."""
 
     def __init__(self, vocabulary: Sequence[str], lowercase: bool, strip_accents: bool | None):
@@ -104,25 +81,12 @@ class WordPiece:
             raise UserError(f"the WordPiece vocabulary of {len(vocabulary)} tokens lacks {', '.join(missing)}")
         if ids["[PAD]"]:
             raise UserError(f"the WordPiece vocabulary has [PAD] as id {ids['[PAD]']}; it must be the first token")
-        self.special = SpecialTokens(*(ids[token] for token in SPECIAL_TOKENS))
-        self.vocab_size = len(vocabulary)
-        self.vocabulary = list(vocabulary)
+        made = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+        made.normalizer = _bert_normalizer(lowercase, strip_accents)
+        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        made.decoder = decoders.WordPiece()
+        super().__init__(vocabulary, SpecialTokens(*(ids[token] for token in SPECIAL_TOKENS)), made)
         self.lowercase, self.strip_accents = lowercase, strip_accents
-        self._tokenizer = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
-        self._tokenizer.normalizer = _bert_normalizer(lowercase, strip_accents)
-        self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        self._tokenizer.decoder = decoders.WordPiece()
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        # No token is registered as special here, so a text that spells [MASK] is text.
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode([int(i) for i in ids if int(i) not in self.special])
-
-    def tokens(self, ids: Sequence[int]) -> list[str]:
-        return [self.vocabulary[int(i)] for i in ids]
 
     def with_special_names(self) -> tokenizers.Tokenizer:
         """A copy of the pipeline, for a file that registers special tokens: this one must not know them."""
