@@ -87,9 +87,8 @@ def export(origin: Origin, workdir: Path, out: Path, languages: list[str], licen
     for part in parts:
         partial = Path(tempfile.mkdtemp(prefix=f".{part}-", dir=out))
         try:
-            huggingface.write(partial, params, config.model, part, tokenizer.special)
+            count = huggingface.write(partial, params, config.model, part, tokenizer.special)
             tokenizer_files.write(tokenizer, partial, config.model.max_position_embeddings)
-            count = sum(tensor.take(params).size for tensor in huggingface.model_tensors(config.model, part))
             run = model_card.Run(
                 config, saved.step, saved.sequences, count, metrics, languages, license_name, not saved.data
             )

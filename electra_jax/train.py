@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     workdir = cli.local_path("--workdir", args.workdir or f"runs/{Path(args.config).stem}")
     cli.keep_freed_memory()
     cli.use_compilation_cache(workdir.parent / "compilation_cache")
-    workdir.mkdir(parents=True, exist_ok=True)
+    cli.make_directory("--workdir", workdir)
     try:
         with filelock.FileLock(workdir / ".lock", timeout=0):
             return train(config, workdir, init=args.init, branch=args.branch)

@@ -51,8 +51,8 @@ def refuse_inexpressible(config: ModelConfig) -> None:
             )
 
 
-def write(folder: Path, params: Params, config: ModelConfig, part: str, special: SpecialTokens) -> None:
-    """Writes `config.json` and `model.safetensors` of one tower.
+def write(folder: Path, params: Params, config: ModelConfig, part: str, special: SpecialTokens) -> int:
+    """Writes `config.json` and `model.safetensors` of one tower; returns its number of parameters.
 
     Args:
       folder: exists.
@@ -85,6 +85,7 @@ def write(folder: Path, params: Params, config: ModelConfig, part: str, special:
     # The metadata that transformers looks for.
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # readable like the other files
+    return sum(tensor.size for tensor in tensors.values())
 
 
 def parts(config: ModelConfig) -> list[str]:

@@ -44,7 +44,11 @@ def _body(run: Run, part: str, architecture: str) -> list[str]:
         "ElectraModel": "An encoder trained by masked language modelling alone.",
     }[architecture]  # fmt: skip
     by = "[electra_jax](https://github.com/OWNER/electra_jax)"
-    made = f"Converted by {by} from another program's weights." if run.is_import else f"Pretrained by {by} after"
+    made = (
+        f"Converted by {by} from another program's weights; the method:"
+        if run.is_import
+        else f"Pretrained by {by} after"
+    )
     lines = [
         f"# ELECTRA {part}",
         "",

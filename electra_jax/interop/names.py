@@ -41,8 +41,7 @@ class Convention(NamedTuple):
     norm: dict[str, str]  # tensors of a LayerNorm
     table: str  # what an embedding's module name is followed by
     is_transposed: bool  # whether a dense layer's kernel is [out, in]
-    discriminator_head: dict[str, str]
-    generator_head: dict[str, str]
+    discriminator_output: str  # the last layer of the discriminator's head
     output_bias: str
 
 
@@ -53,14 +52,7 @@ HUGGING_FACE = Convention(
     norm={"scale": "weight", "bias": "bias"},
     table="/weight",
     is_transposed=True,
-    discriminator_head={
-        "head": "discriminator_predictions/dense",
-        "head_output": "discriminator_predictions/dense_prediction",
-    },
-    generator_head={
-        "transform": "generator_predictions/dense",
-        "transform_norm": "generator_predictions/LayerNorm",
-    },
+    discriminator_output="dense_prediction",
     output_bias="generator_lm_head/bias",
 )
 TENSORFLOW = Convention(
@@ -70,14 +62,7 @@ TENSORFLOW = Convention(
     norm={"scale": "gamma", "bias": "beta"},
     table="",
     is_transposed=False,
-    discriminator_head={
-        "head": "discriminator_predictions/dense",
-        "head_output": "discriminator_predictions/dense_1",
-    },
-    generator_head={
-        "transform": "generator_predictions/dense",
-        "transform_norm": "generator_predictions/LayerNorm",
-    },
+    discriminator_output="dense_1",
     output_bias="generator_predictions/output_bias",
 )
 
@@ -89,11 +74,6 @@ class Tensor(NamedTuple):
     ours: Path
     layer: int | None  # which of the stacked layers, or None
     is_transposed: bool
-
-    @property
-    def name(self) -> str:
-        """Our name, for messages."""
-        return "/".join(self.ours) + ("" if self.layer is None else f"[{self.layer}]")
 
     def take(self, params: Params) -> np.ndarray:
         """The tensor as the other format has it, out of our tree."""
@@ -137,8 +117,8 @@ def encoder(tower: str, config: ModelConfig, convention: Convention, prefix: str
 
 def discriminator_head(convention: Convention) -> Iterator[Tensor]:
     """The layers that tell replaced tokens."""
-    for mine, theirs in convention.discriminator_head.items():
-        yield from _module(("discriminator", mine), theirs, convention)
+    for mine, theirs in (("head", "dense"), ("head_output", convention.discriminator_output)):
+        yield from _module(("discriminator", mine), f"discriminator_predictions/{theirs}", convention)
 
 
 def generator(config: ModelConfig, convention: Convention, prefix: str = "electra") -> Iterator[Tensor]:
@@ -149,8 +129,8 @@ def generator(config: ModelConfig, convention: Convention, prefix: str = "electr
 
 def generator_head(convention: Convention) -> Iterator[Tensor]:
     """The layers that predict masked tokens, without the tied embedding table."""
-    for mine, theirs in convention.generator_head.items():
-        yield from _module(("generator", mine), theirs, convention)
+    for mine, theirs in (("transform", "dense"), ("transform_norm", "LayerNorm")):
+        yield from _module(("generator", mine), f"generator_predictions/{theirs}", convention)
     yield Tensor(_join(convention.output_bias, convention), ("generator", "output_bias"), None, False)
 
 

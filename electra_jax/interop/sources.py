@@ -54,9 +54,11 @@ def from_hugging_face(folders: list[Path], base: ModelConfig) -> Source:
         )
     discriminator, generator = by_part.get("discriminator"), by_part.get("generator")
     path = " and ".join(map(str, folders))
-    if discriminator and generator and _equal(discriminator, generator, "encoder.layer.0.attention.self.query.weight"):
+    if discriminator and generator:
+        is_one = _equal(discriminator, generator, "encoder.layer.0.attention.self.query.weight")
         has_head = any(name.startswith("discriminator_predictions") for name in discriminator.weights.names())
-        base = dataclasses.replace(base, towers="tied" if has_head else "masked_lm")
+        one = "tied" if has_head else "masked_lm"
+        base = dataclasses.replace(base, towers=one if is_one else "separate")
     sizes = (model and huggingface.sizes(model) for model in (discriminator, generator))
     config = _with_sizes(base, *sizes, path)
     if (
@@ -84,8 +86,9 @@ def from_tensorflow(path: Path, base: ModelConfig) -> Source:
     has_heads = [
         f"{name}_predictions/dense/kernel" in checkpoint.weights.names() for name in ("discriminator", "generator")
     ]
-    if not generator and has_heads[1]:
-        base = dataclasses.replace(base, towers="tied" if has_heads[0] else "masked_lm")
+    if generator or has_heads[1]:
+        one = "tied" if has_heads[0] else "masked_lm"
+        base = dataclasses.replace(base, towers="separate" if generator else one)
     config = _with_sizes(base, discriminator, generator, str(path))
     if "generator/embeddings/word_embeddings" in checkpoint.weights.names():
         config = dataclasses.replace(config, tied_embeddings=False)

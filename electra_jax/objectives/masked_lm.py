@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from electra_jax.models.electra import Electra
 from electra_jax.objectives import losses
@@ -15,20 +14,18 @@ class Filled(NamedTuple):
     """What the generator says of the masked positions."""
 
     logits: jax.Array  # [B, M, Vp] float32
-    labels: jax.Array  # [B, M]
     loss: Mean
     metrics: dict[str, Mean]
 
 
 def fill(model: Electra, example: Example) -> Filled:
     """Runs the generator on the masked text."""
-    batch, masked = example.batch, example.masked
-    text = batch.text._replace(input_ids=masked.input_ids)
+    masked, labels = example.masked, example.labels
+    text = example.batch.text._replace(input_ids=masked.input_ids)
     logits = model.generator_logits(text, masked.positions, example.draws.generator_dropout)
-    labels = jnp.take_along_axis(batch.input_ids, masked.positions, axis=1)
     loss = losses.mean(losses.cross_entropy(logits, labels), masked.weights)
     metrics = {"masked_lm_accuracy": losses.mean(losses.is_highest(logits, labels), masked.weights)}
-    return Filled(logits, labels, loss, metrics)
+    return Filled(logits, loss, metrics)
 
 
 def masked_lm(model: Electra, example: Example) -> Terms:

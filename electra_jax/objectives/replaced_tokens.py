@@ -25,7 +25,7 @@ def replaced_token_detection(model: Electra, example: Example, config: Config) -
     filled = fill(model, example) if model.generator else _uniform(model, example)
     sampled_ids = example.sampled_ids
     if sampled_ids is None:
-        sampled_ids = _sample(model, example, filled, config)
+        sampled_ids = _sample(example, filled, config)
     corrupted = masking.replace(ids, masked, sampled_ids, config.objective.duplicate_positions)
     is_replaced = (corrupted != ids).astype(jnp.float32)
 
@@ -37,7 +37,7 @@ def replaced_token_detection(model: Electra, example: Example, config: Config) -
     # The surprise of the generator's own samples: at temperature 1 an unbiased estimate of its entropy, in nats.
     surprise = jax.lax.stop_gradient(losses.cross_entropy(filled.logits, sampled_ids))
     metrics = filled.metrics | {
-        "sampled_masked_lm_accuracy": losses.mean(sampled_ids == filled.labels, weights),
+        "sampled_masked_lm_accuracy": losses.mean(sampled_ids == example.labels, weights),
         "generator_entropy": losses.mean(surprise, weights),
         "disc_accuracy": losses.mean(predicted == is_replaced, real),
         "disc_precision": losses.mean(is_replaced, predicted & real),
@@ -54,17 +54,16 @@ def replaced_token_detection(model: Electra, example: Example, config: Config) -
     )
 
 
-def _sample(model: Electra, example: Example, filled: Filled, config: Config) -> jax.Array:
-    draws = sampling.uniforms(example.draws.sampling, filled.labels.shape[1])
-    disallowed = filled.labels if config.objective.disallow_correct else None
+def _sample(example: Example, filled: Filled, config: Config) -> jax.Array:
+    draws = sampling.uniforms(example.draws.sampling, example.masked.positions.shape[1])
+    disallowed = example.labels if config.objective.disallow_correct else None
     return sampling.sample(filled.logits, draws, config.objective.temperature, disallowed)
 
 
 def _uniform(model: Electra, example: Example) -> Filled:
     """What a generator that knows nothing says: the same logit for every token of the vocabulary."""
-    batch, masked = example.batch, example.masked
+    masked = example.masked
     vocab_size = model.shared.word[...].shape[0]
     logits = sampling.uniform_logits(vocab_size, masked.positions.shape)
-    labels = jnp.take_along_axis(batch.input_ids, masked.positions, axis=1)
-    loss = losses.mean(jnp.full(labels.shape, jnp.log(vocab_size)), masked.weights)
-    return Filled(logits, labels, loss, {})
+    loss = losses.mean(jnp.full(masked.positions.shape, jnp.log(vocab_size)), masked.weights)
+    return Filled(logits, loss, {})

@@ -29,6 +29,11 @@ class Example(NamedTuple):
     draws: Randomness
     sampled_ids: jax.Array | None = None  # [B, M], replacements given from outside instead of sampled
 
+    @property
+    def labels(self) -> jax.Array:
+        """`[B, M]`, the tokens that were masked."""
+        return jnp.take_along_axis(self.batch.input_ids, self.masked.positions, axis=1)
+
 
 class Terms(NamedTuple):
     """What an objective returns for a batch or a part of one."""
