@@ -72,6 +72,7 @@ class EncoderConfig:
     layer_norm_eps: float
     dtype: str
     remat: str
+    attention: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,13 @@ class ModelConfig:
         "float32", "of the computation; parameters are always float32", WARN
     )
     remat: Literal["none", "dots", "full"] = setting(
-        "none", "what the backward pass computes again in each layer: nothing, all but matrix products, all", FREE
+        "none", "what the backward pass computes again in each layer: nothing, all but products with weights, all", FREE
+    )
+
+    attention: Literal["auto", "reference", "cudnn"] = setting(
+        "auto",
+        "how attention is computed; `auto`: by cuDNN where it is there and can do it (bfloat16, no dropout)",
+        FREE,
     )
 
     @property
@@ -138,6 +145,7 @@ class ModelConfig:
             intermediate_size=intermediate, hidden_dropout_prob=self.hidden_dropout_prob,
             attention_probs_dropout_prob=self.attention_probs_dropout_prob, initializer_range=self.initializer_range,
             layer_norm_eps=self.layer_norm_eps, dtype=self.dtype, remat=self.remat,
+            attention=self.attention,
         )  # fmt: skip
 
 
@@ -213,6 +221,11 @@ class TrainConfig:
     replicas: int = setting(
         1, "parts of a batch for the `per_replica` settings; the cores of the reference's TPU", WARN
     )
+    hang_timeout: int = setting(
+        1800, "seconds without a step, compilation included, after which a process ends with its stacks; 0: never", FREE
+    )
+    heartbeat_timeout: int = setting(100, "seconds after which the other processes give up on one that has died", FREE)
+    join_timeout: int = setting(300, "seconds that a process waits for the others to come", FREE)
     skip_steps: tuple[int, ...] = setting((), "steps whose update is left out, to pass a batch that gave NaN", WARN)
 
 
@@ -221,7 +234,9 @@ class EvaluationConfig:
     """Held-out figures."""
 
     interval_steps: int = setting(10_000, "steps between evaluations on held-out records; also at the end", FREE)
-    batch_size: int = setting(128, "sequences a batch; does not change the figures", FREE)
+    batch_size: int = setting(
+        128, "sequences a batch, rounded up to what the devices share evenly; does not change the figures", FREE
+    )
     max_records: int = setting(10_000, "held-out records used; 0: all", FREE)
     disc_auc_padding: Literal["left_out", "counted"] = setting(
         "left_out", "padding in disc_auc; `counted`: the reference's, as tokens surely original, which flatters", FREE

@@ -169,7 +169,7 @@ _POSITIVE = {
     "intermediate_size", "generator_hidden_size", "generator_layers", "max_position_embeddings", "type_vocab_size",
     "initializer_range", "layer_norm_eps", "temperature", "learning_rate", "eps", "clip_norm", "batch_size",
     "num_train_steps", "gradient_accumulation_steps", "replicas", "interval_steps",
-    "layerwise_decay", "save_interval_steps", "max_to_keep",
+    "layerwise_decay", "save_interval_steps", "max_to_keep", "heartbeat_timeout", "join_timeout",
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "gen_weight",
@@ -179,6 +179,7 @@ _NOT_NEGATIVE = {
     "weight_decay",
     "max_records",
     "keep_period",
+    "hang_timeout",
 }
 _FRACTIONS = {"validation_fraction", "hidden_dropout_prob", "attention_probs_dropout_prob", "beta1", "beta2"}
 

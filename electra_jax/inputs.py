@@ -35,7 +35,7 @@ class Inputs:
     def held_out(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """This process's rows of the held-out batches, for `Setup.evaluate`."""
         settings = self._setup.config.evaluation
-        rows = self._setup.rows(settings.batch_size)
+        size = self._setup.evaluation_batch_size
         return pipeline.evaluation_batches(
-            self._held_out, settings.batch_size, settings.max_records, self._setup.ids.pad, rows
+            self._held_out, size, settings.max_records, self._setup.ids.pad, self._setup.rows(size)
         )

@@ -1,5 +1,6 @@
 """Shared fixtures. Tests run on eight simulated CPU devices; most use one of them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -91,6 +92,15 @@ def make_setup(config: config_lib.Config, prepared: build.Prepared, num_devices:
     """The setup of `config` on some of the simulated devices."""
     mesh = partitioning.make_mesh(config.mesh, jax.devices()[:num_devices])
     return Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)
+
+
+def config_file(path: Path, values: dict) -> Path:
+    """Writes a configuration file, as a user would have one."""
+    path.write_text(
+        "import json\nimport ml_collections\n\n\ndef get_config():\n"
+        f"    return ml_collections.ConfigDict(json.loads({json.dumps(values)!r}))\n"
+    )
+    return path
 
 
 def run_module(

@@ -37,7 +37,7 @@ def training_order(num_records: int, seed: int) -> grain.MapDataset:
 
 
 def training_batches(
-    records: Records, seed: int, start: int, batch_size: int, rows: slice = slice(None)
+    records: Records, seed: int, start: int, batch_size: int, rows: slice | np.ndarray = slice(None)
 ) -> Iterator[np.ndarray]:
     """Endless batches from sequence number `start` on, read ahead by a thread.
 
@@ -62,7 +62,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    records: Records, batch_size: int, max_records: int, pad: int, rows: slice = slice(None)
+    records: Records, batch_size: int, max_records: int, pad: int, rows: slice | np.ndarray = slice(None)
 ) -> Iterator[EvaluationBatch]:
     """The first `max_records` records (0: all), each once; `rows` as in `training_batches`."""
     total = min(len(records), max_records or len(records))

@@ -9,13 +9,20 @@ from flax import nnx
 from electra_jax.config import EncoderConfig
 from electra_jax.models.layers import Linear, normal
 from electra_jax.models.noise import Noise, dropout
+from electra_jax.models.sharding import constrain
 
 # Finite, so that a row with nothing to attend to gives a mean and no NaN.
 _MASKED = -1e9
 
 
 def attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, dropout_rate: float, noise: Noise | None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    dropout_rate: float,
+    noise: Noise | None,
+    implementation: str = "reference",
 ) -> jax.Array:
     """Scaled dot-product attention; a token attends to the tokens of its own segment.
 
@@ -26,15 +33,28 @@ def attention(
       segment_ids: `[B, L]`; equal numbers attend to each other (padding, 0, to padding).
       dropout_rate: of the attention weights.
       noise: for dropout, or None.
+      implementation: `reference`, or `cudnn`: cuDNN's fused kernel, which keeps no weights and takes no dropout of ours.
 
     Returns:
       `[B, L, H, K]`.
     """
+    if implementation == "cudnn":
+        if noise is not None and dropout_rate:
+            raise ValueError("cuDNN's attention takes none of our dropout")
+        return fused_attention(query, key, value, segment_ids, "cudnn")
     scores = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32)
     same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]  # [B, 1, L, L]
     scores = jnp.where(same_segment, scores / math.sqrt(query.shape[-1]), _MASKED)
     weights = dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype), dropout_rate, noise)
     return jnp.einsum("bhqs,bshk->bqhk", weights, value)
+
+
+def fused_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, implementation: str
+) -> jax.Array:
+    """`attention` without dropout by `jax.nn.dot_product_attention`: `cudnn`, or `xla`, its reference."""
+    same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    return jax.nn.dot_product_attention(query, key, value, mask=same_segment, implementation=implementation)
 
 
 class SelfAttention(nnx.Module):
@@ -47,9 +67,14 @@ class SelfAttention(nnx.Module):
         self.value = Linear(size, size, ("embed", "heads"), init, rngs=rngs)
         self.output = Linear(size, size, ("heads", "embed"), init, rngs=rngs)
         self.num_heads, self.dropout_rate = config.num_attention_heads, config.attention_probs_dropout_prob
+        self.implementation = config.attention
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array, noise: Noise | None) -> jax.Array:
         """`[B, L, D] -> [B, L, D]`."""
         heads = (*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads)
-        query, key, value = (linear(x).reshape(heads) for linear in (self.query, self.key, self.value))
-        return self.output(attention(query, key, value, segment_ids, self.dropout_rate, noise).reshape(x.shape))
+        query, key, value = (
+            constrain(linear(x).reshape(heads), "batch", None, "heads", None)
+            for linear in (self.query, self.key, self.value)
+        )
+        mixed = attention(query, key, value, segment_ids, self.dropout_rate, noise, self.implementation)
+        return self.output(mixed.reshape(x.shape))

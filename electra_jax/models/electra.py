@@ -3,13 +3,14 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from electra_jax.config import ModelConfig
 from electra_jax.models.discriminator import Discriminator
 from electra_jax.models.encoder import Encoder
 from electra_jax.models.generator import Generator
-from electra_jax.models.layers import Embeddings
+from electra_jax.models.layers import Embeddings, Weight
 from electra_jax.models.noise import Noise
 
 Params = dict[str, Any]
@@ -47,7 +48,7 @@ class Electra(nnx.Module):
         embeddings = self.generator.embeddings or self.shared
         encoder = self.generator.encoder or self.discriminator.encoder
         hidden = _encode(embeddings, encoder, text, noise)
-        return self.generator.logits(hidden, positions, embeddings.word[...])
+        return self.generator.logits(hidden, positions, embeddings.word_table())
 
     def discriminator_logits(self, text: Text, noise: Noise | None = None) -> jax.Array:
         """`[B, L]` float32; above 0 where a token looks replaced."""
@@ -78,6 +79,7 @@ class Architecture:
 
     def __init__(self, config: ModelConfig, vocab_size: int):
         self._config, self.vocab_size = config, vocab_size
+        self._dtype = jnp.dtype(config.dtype)
         # Laying out is the step's business, by the axis names; Flax would otherwise want a mesh right here.
         with nnx.use_eager_sharding(False):
             abstract = nnx.eval_shape(lambda: self._new(jax.random.key(0)))
@@ -90,11 +92,22 @@ class Architecture:
         with nnx.use_eager_sharding(False):
             return nnx.to_pure_dict(nnx.state(self._new(key)))
 
-    def merge(self, params: Params) -> Electra:
-        """The model with these parameters, for use inside a pure function."""
-        state = jax.tree.map(
-            lambda variable, value: variable.replace(value), self._state, nnx.State(params), is_leaf=_is_variable
-        )
+    def cast(self, params: Params) -> Params:
+        """The kernels of `params` as `Weight`: what `merge` would make of them, for several uses of it."""
+
+        def weight(path: tuple[jax.tree_util.DictKey, ...], value: jax.Array) -> jax.Array:
+            return jax.lax.stop_gradient(value.astype(self._dtype)) if path[-1].key == "kernel" else None
+
+        return jax.tree_util.tree_map_with_path(weight, params)
+
+    def merge(self, params: Params, cast: Params | None = None) -> Electra:
+        """The model with these parameters, for use inside a pure function; `cast` is of the same, if it is there."""
+
+        def variable(abstract, value, read):
+            return abstract.replace(value if read is None else Weight(value, read))
+
+        cast = self.cast(params) if cast is None else cast
+        state = jax.tree.map(variable, self._state, nnx.State(params), nnx.State(cast), is_leaf=_is_variable)
         return nnx.merge(self._graph, state)
 
     def _new(self, key: jax.Array) -> Electra:

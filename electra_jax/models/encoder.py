@@ -11,6 +11,7 @@ from electra_jax.config import EncoderConfig
 from electra_jax.models.attention import SelfAttention
 from electra_jax.models.layers import LayerNorm, Linear, gelu, normal
 from electra_jax.models.noise import Noise, dropout
+from electra_jax.models.sharding import constrain
 
 
 class Layer(nnx.Module):
@@ -28,9 +29,15 @@ class Layer(nnx.Module):
     def __call__(self, x: jax.Array, segment_ids: jax.Array, noise: Noise | None) -> jax.Array:
         """`[B, L, D] -> [B, L, D]`."""
         weights, first, second = (noise and noise.at(place) for place in range(3))
-        x = self.attention_norm(x + dropout(self.attention(x, segment_ids, weights), self.dropout_rate, first))
-        y = self.output(gelu(self.intermediate(x)))
-        return self.output_norm(x + dropout(y, self.dropout_rate, second))
+        y = dropout(self.attention(x, segment_ids, weights), self.dropout_rate, first)
+        x = _whole(self.attention_norm(_whole(x + _whole(y))))
+        y = dropout(self.output(gelu(self.intermediate(x))), self.dropout_rate, second)
+        return _whole(self.output_norm(_whole(x + _whole(y))))
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """`[B, L, D]` with its width on every device of a tensor group: left to itself, XLA would spread it in between."""
+    return constrain(x, "batch", None, None)
 
 
 class Encoder(nnx.Module):
@@ -75,7 +82,9 @@ def _rematerialised(layer: Callable, remat: str, prevent_cse: bool) -> Callable:
         case "none":
             return layer
         case "dots":
-            return jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=prevent_cse)
+            return jax.checkpoint(
+                layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, prevent_cse=prevent_cse
+            )
         case "full":
             return jax.checkpoint(layer, prevent_cse=prevent_cse)
     raise ValueError(f"remat={remat!r}")

@@ -8,6 +8,7 @@ from jax.nn import initializers
 from electra_jax.config import EncoderConfig, ModelConfig
 from electra_jax.models.encoder import Encoder
 from electra_jax.models.layers import Embeddings, LayerNorm, Linear, gelu, normal, parameter
+from electra_jax.models.sharding import constrain
 
 # Logits come for a vocabulary padded to a multiple of this: the tile of a TPU, and blocks for sampling.
 VOCAB_BLOCK = 128
@@ -39,8 +40,10 @@ class Generator(nnx.Module):
           are so low that their probability is exactly zero.
         """
         x = jnp.take_along_axis(hidden, positions[..., None], axis=1)
-        x = self.transform_norm(gelu(self.transform(x)))
+        # Positions are independent from here on: the devices that share a tower share them out.
+        x = constrain(self.transform_norm(gelu(self.transform(x))), "batch_of_logits", None, None)
         padding = -word_embeddings.shape[0] % VOCAB_BLOCK
         table = jnp.pad(word_embeddings.astype(x.dtype), ((0, padding), (0, 0)))
         bias = jnp.pad(self.output_bias[...], (0, padding), constant_values=-1e9)
-        return jnp.einsum("bme,ve->bmv", x, table, preferred_element_type=jnp.float32) + bias
+        logits = jnp.einsum("bme,ve->bmv", x, table, preferred_element_type=jnp.float32) + bias
+        return constrain(logits, "batch_of_logits", None, None)

@@ -1,6 +1,8 @@
 """The parts both towers are made of. Parameters are float32; each call computes in the dtype of its input."""
 
+import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from jax.nn import initializers
 
 from electra_jax.config import ModelConfig
 from electra_jax.models.noise import Noise, dropout
+from electra_jax.models.sharding import constrain
 
 
 def parameter(
@@ -24,38 +27,54 @@ def normal(stddev: float) -> initializers.Initializer:
     return initializers.truncated_normal(stddev)
 
 
+class Weight(NamedTuple):
+    """A kernel as it is stored and trained, and as products read it: cast once a step, not at every use."""
+
+    stored: jax.Array  # float32; the gradient is its
+    read: jax.Array  # in the compute dtype
+
+
 class Linear(nnx.Module):
-    """`[..., in] -> [..., out]`, with bias."""
+    """`[..., in] -> [..., out]`, with bias. The kernel is a `Weight` by the time it is called."""
 
     def __init__(
         self, in_size: int, out_size: int, axes: tuple[str, str], init: initializers.Initializer, *, rngs: nnx.Rngs
     ):
         self.kernel = parameter(rngs, init, (in_size, out_size), axes)
         self.bias = parameter(rngs, initializers.zeros, (out_size,), axes[1:])
+        self.axes = axes
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return linear(x, self.kernel[...], self.bias[...])
+        return linear(x, self.kernel.get_value(), self.bias[...], self.axes)
 
 
-@jax.custom_vjp
-def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def linear(x: jax.Array, kernel: Weight, bias: jax.Array, axes: tuple[str, str]) -> jax.Array:
     """`[..., in]`, `[in, out]`, `[out]` -> `[..., out]`; products, and gradients of parameters, accumulate in float32.
 
-    Its backward pass is written out for two reasons: the parameters' gradients, sums over all tokens, are not rounded
-    to bfloat16 on the way; and XLA's CPU compiler multiplies several times faster where no operand is transposed.
+    Its backward pass is written out for three reasons: the parameters' gradients, sums over all tokens, are not rounded
+    to bfloat16 on the way; XLA's CPU compiler multiplies several times faster where no operand is transposed; and what
+    is kept for it is the kernel as it is stored, `axes` spread over the mesh, put together again when it is needed.
     """
-    return (jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32) + bias).astype(x.dtype)
+    x, kernel = _of_batch(x, axes[0]), constrain(kernel.read, *axes)
+    y = (jnp.dot(x, kernel, preferred_element_type=jnp.float32) + bias).astype(x.dtype)
+    return _of_batch(y, axes[1])
 
 
-def _linear_forward(x, kernel, bias):
-    return linear(x, kernel, bias), (x, kernel)
+def _of_batch(x: jax.Array, axis: str) -> jax.Array:
+    return constrain(x, "batch", *[None] * (x.ndim - 2), axis)
 
 
-def _linear_backward(saved, gradient):
+def _linear_forward(x, kernel, bias, axes):
+    return linear(x, kernel, bias, axes), (x, kernel.read)
+
+
+def _linear_backward(axes, saved, gradient):
     x, kernel = saved
+    x, gradient, kernel = _of_batch(x, axes[0]), _of_batch(gradient, axes[1]), constrain(kernel, *axes)
     rows = gradient.reshape(-1, gradient.shape[-1])
     d_kernel = jnp.dot(_transpose(x.reshape(-1, x.shape[-1])), rows, preferred_element_type=jnp.float32)
-    return gradient @ kernel.T.astype(gradient.dtype), d_kernel, rows.astype(jnp.float32).sum(0)
+    return _of_batch(gradient @ kernel.T, axes[0]), Weight(d_kernel, None), rows.astype(jnp.float32).sum(0)
 
 
 def _transpose(x: jax.Array) -> jax.Array:
@@ -110,7 +129,6 @@ class Embeddings(nnx.Module):
 
     def __init__(self, config: ModelConfig, size: int, vocab_size: int, *, rngs: nnx.Rngs):
         init = normal(config.initializer_range)
-        # The embedding axis stays whole: sharded, the gather would have to be assembled on every device.
         self.word = parameter(rngs, init, (vocab_size, size), ("vocab", "embedding"))
         self.position = parameter(rngs, init, (config.max_position_embeddings, size), ("position", "embedding"))
         self.token_type = parameter(rngs, init, (config.type_vocab_size, size), ("token_type", "embedding"))
@@ -121,5 +139,10 @@ class Embeddings(nnx.Module):
         self, input_ids: jax.Array, position_ids: jax.Array, token_type_ids: jax.Array, noise: Noise | None
     ) -> jax.Array:
         """Ids `[B, L]` each -> `[B, L, E]` in the compute dtype."""
-        x = self.word[...][input_ids] + self.position[...][position_ids] + self.token_type[...][token_type_ids]
-        return dropout(self.norm(x).astype(self.dtype), self.dropout_rate, noise)
+        x = self.word_table()[input_ids] + self.position[...][position_ids] + self.token_type[...][token_type_ids]
+        x = constrain(self.norm(x).astype(self.dtype), "batch", None, None)
+        return dropout(x, self.dropout_rate, noise)
+
+    def word_table(self) -> jax.Array:
+        """`[V, E]`, put together on every device: looking tokens up in a part of the width would cost more."""
+        return constrain(self.word[...], "vocab", "embedding")

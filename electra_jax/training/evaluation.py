@@ -1,6 +1,5 @@
 """Held-out figures: the training objective without dropout, on masks that belong to each record."""
 
-import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +13,7 @@ from electra_jax.objectives.layout import TokenIds, read_layout
 from electra_jax.objectives.objective import objective
 from electra_jax.objectives.terms import Example, randomness
 from electra_jax.reporting import metrics as metrics_lib
-from electra_jax.training.partitioning import BATCH
+from electra_jax.training.partitioning import BATCH, activation_rules, compiler_options, replicated
 from electra_jax.training.state import EVALUATION_STREAM, stream
 
 EvalStep = Callable[[Params, jax.Array, jax.Array], dict[str, Any]]
@@ -44,13 +43,32 @@ def make_evaluation_step(
     """`evaluation_step`, jitted for `mesh`; `params` is the tree as shapes with shardings."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
     batch = NamedSharding(mesh, BATCH)
-    step = functools.partial(evaluation_step, config=config, architecture=architecture, ids=ids)
-    return jax.jit(step, in_shardings=(shardings, batch, batch))
+
+    def step(params: Params, input_ids: jax.Array, record: jax.Array) -> dict[str, Any]:
+        with activation_rules(mesh):
+            return evaluation_step(params, input_ids, record, config, architecture, ids)
+
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch, batch),
+        out_shardings=replicated(mesh),
+        compiler_options=compiler_options(mesh),
+    )
 
 
-def evaluate(step: EvalStep, params: Params, batches: Iterable[tuple[jax.Array, jax.Array]]) -> dict[str, float]:
-    """Held-out figures over `batches` of (input_ids, record); sums are float64, so batches do not matter."""
+def evaluate(
+    step: EvalStep,
+    params: Params,
+    batches: Iterable[tuple[jax.Array, jax.Array]],
+    is_cut_short: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Held-out figures over `batches` of (input_ids, record); sums are float64, so batches do not matter.
+
+    `is_cut_short` is asked before every batch; where it says so, the result is None.
+    """
     total = metrics_lib.Sums()
     for input_ids, record in batches:
+        if is_cut_short():
+            return None
         total.add(step(params, input_ids, record))
     return total.figures()

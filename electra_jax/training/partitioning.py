@@ -1,26 +1,42 @@
 """Where arrays live: the mesh, and the rules from logical axis names to its axes."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from flax.core import spmd
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from electra_jax.config import MeshConfig
 from electra_jax.errors import UserError
 from electra_jax.models.electra import by_name
 
-# Every logical axis of every parameter must be named here; None is whole on every device.
-RULES: dict[str, str | None] = {
+# The mesh axis of every logical axis of every parameter, and of the optimizer's state; None is whole on every device.
+PARAMETERS: dict[str, str | None] = {
     "vocab": "tensor",
     "embed": "fsdp",
+    "embedding": "fsdp",
     "mlp": "tensor",
     "heads": "tensor",
-    "embedding": None,
     "position": None,
     "token_type": None,
     "layers": None,
+    "single": None,
+}
+
+# The mesh axes of what is computed. A parameter is used as these say: over fsdp it is put together for each use.
+ACTIVATIONS: dict[str, tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "batch_of_logits": ("data", "fsdp", "tensor"),
+    "vocab": None,
+    "embed": None,
+    "embedding": None,
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
     "single": None,
 }
 
@@ -30,8 +46,11 @@ BATCH = PartitionSpec(("data", "fsdp"))
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh (data, fsdp, tensor) over all devices; an axis of -1 takes what the others leave.
 
+    Over several TPU slices, which a slower network joins, the data axis goes across them, or else fsdp; the rest stays
+    within a slice.
+
     Raises:
-      UserError: where the sizes do not multiply to the number of devices.
+      UserError: where the sizes do not multiply to the number of devices, or no axis can go across slices.
     """
     devices = list(devices if devices is not None else jax.devices())
     sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
@@ -40,34 +59,80 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if math.prod(filled.values()) != len(devices):
         text = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
         raise UserError(f"config.{text}: the sizes must multiply to the number of devices, {len(devices)}")
-    # Auto axes: the compiler propagates; make_mesh would make them Explicit.
-    return jax.make_mesh(tuple(filled.values()), tuple(filled), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    slices = _slices(devices)
+    across = next((axis for axis in ("data", "fsdp") if filled[axis] % slices == 0), None)
+    if across is None:
+        raise UserError(
+            f"config.mesh.data={filled['data']} and mesh.fsdp={filled['fsdp']}: one must be a multiple of the {slices} slices"
+        )
+    between = {axis: slices if axis == across else 1 for axis in filled}
+    within = [filled[axis] // between[axis] for axis in filled]
+    if len({getattr(device, "core_on_chip", 0) for device in devices}) > 1:
+        # A chip that shows as two devices (v4 to the compiler without a TPU), which mesh_utils does not lay out.
+        array = np.asarray(devices).reshape(within)
+    elif slices > 1:
+        array = mesh_utils.create_hybrid_device_mesh(within, list(between.values()), devices)
+    else:
+        array = mesh_utils.create_device_mesh(within, devices)
+    # Auto axes: the compiler propagates; by default they would be Explicit.
+    return Mesh(array, tuple(filled), axis_types=(AxisType.Auto,) * 3)
 
 
-def check_batch(name: str, batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """Options of the compiler that programs for `mesh` need."""
+    # Without it the TPU compiler (libtpu 0.0.50) ends at gradients between slices: `AllReduceScatterFusion not implemented`.
+    return {"xla_tpu_decompose_every_reduce_scatters_hlos": "true"} if _slices(mesh.devices.flat) > 1 else {}
+
+
+def _slices(devices: Iterable[jax.Device]) -> int:
+    """How many TPU slices the devices are spread over; 1 where they are no TPUs."""
+    return len({getattr(device, "slice_index", None) if device.platform == "tpu" else None for device in devices})
+
+
+def batch_parts(mesh: Mesh, accumulation: int = 1) -> int:
+    """What a batch must be a multiple of: the devices it is spread over, times the parts it is computed in."""
+    return mesh.shape["data"] * mesh.shape["fsdp"] * accumulation
+
+
+def check_batch(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
     """Refuses a batch that the devices cannot share evenly; raises `UserError`."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * accumulation
+    parts = batch_parts(mesh, accumulation)
     if batch_size % parts:
         by = f"mesh.data x mesh.fsdp = {mesh.shape['data']} x {mesh.shape['fsdp']}"
         by += f" x {accumulation} accumulation steps" if accumulation > 1 else ""
-        raise UserError(f"config.{name}={batch_size} cannot work: it must be a multiple of {parts} ({by})")
+        raise UserError(f"config.train.batch_size={batch_size} cannot work: it must be a multiple of {parts} ({by})")
 
 
 def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     """A `NamedSharding` for each parameter, from its logical axes.
 
     A dimension that its mesh axis does not divide stays whole (the vocabulary of 30,522 does on most
-    meshes); `run.json` shows how each parameter came out.
+    meshes); `run.json` shows how each parameter came out. Vectors are whole over fsdp: to put one together takes
+    longer than its bytes are worth. Of two dimensions with the same mesh axis, the first gets it.
     """
 
     def sharding(names: PartitionSpec, shape: jax.ShapeDtypeStruct) -> NamedSharding:
         if len(names) != len(shape.shape):
             raise ValueError(f"a parameter of shape {shape.shape} has axis names {names}")
-        rules = [RULES[name] for name in names]
-        fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(rules, shape.shape)]
+        is_vector = len(set(names) - {"layers"}) == 1
+        fits = []
+        for name, size in zip(names, shape.shape):
+            axis = PARAMETERS[name]
+            taken = axis in fits or (axis == "fsdp" and is_vector)
+            fits.append(axis if axis and not taken and size % mesh.shape[axis] == 0 else None)
         return NamedSharding(mesh, PartitionSpec(*fits))
 
     return jax.tree.map(sharding, axes, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+
+@contextlib.contextmanager
+def activation_rules(mesh: Mesh) -> Iterator[None]:
+    """To trace a step for `mesh` under: what the models say of their activations takes effect."""
+    if mesh.size == 1:
+        yield
+        return
+    with spmd.logical_axis_rules(tuple(ACTIVATIONS.items())), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        yield
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -75,17 +140,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_rows(mesh: Mesh, batch_size: int) -> slice:
-    """The rows of a batch that this process holds."""
+def batch_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The numbers of the rows of a batch that this process's devices hold, ascending; not always one block."""
     indices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
-    starts = [(index[0].start or 0, batch_size if index[0].stop is None else index[0].stop) for index in indices]
-    return slice(min(start for start, _ in starts), max(stop for _, stop in starts))
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices]))
 
 
 def place(rows: Any, mesh: Mesh, batch_size: int) -> Any:
-    """Global arrays `[batch_size, ...]`, for a tree of arrays of which this process gives its `rows`."""
-    sharding = NamedSharding(mesh, BATCH)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:])), rows)
+    """Global arrays `[batch_size, ...]`, for a tree of arrays of which this process gives its rows (`batch_rows`)."""
+    sharding, numbers = NamedSharding(mesh, BATCH), batch_rows(mesh, batch_size)
+
+    def array(x: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            return x[np.searchsorted(numbers, np.arange(batch_size)[index[0]])]
+
+        return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(array, rows)
 
 
 def describe(abstract: Any) -> dict[str, str]:

@@ -1,14 +1,18 @@
 """What a configuration and a vocabulary make: mesh, architecture, shapes, compiled steps."""
 
+import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from electra_jax.config import Config
+from electra_jax.config import Config, EncoderConfig, ModelConfig
+from electra_jax.errors import UserError
+from electra_jax.models.attention import fused_attention
 from electra_jax.models.electra import Architecture, Params
 from electra_jax.objectives.layout import TokenIds
 from electra_jax.training import partitioning
@@ -26,13 +30,52 @@ class SpecialIds(Protocol):
     mask: int
 
 
-def mesh_of(config: Config) -> Mesh:
-    """The mesh of `config` over all devices; raises `UserError` where it or the batch sizes do not fit them."""
-    mesh = partitioning.make_mesh(config.mesh)
+def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of `config` over all devices, or these; raises `UserError` where it or the batch do not fit them."""
+    mesh = partitioning.make_mesh(config.mesh, devices)
     accumulation = config.train.gradient_accumulation_steps
-    partitioning.check_batch("train.batch_size", config.train.batch_size, mesh, accumulation)
-    partitioning.check_batch("evaluation.batch_size", config.evaluation.batch_size, mesh)
+    partitioning.check_batch(config.train.batch_size, mesh, accumulation)
     return mesh
+
+
+def choose_attention(model: ModelConfig, device: jax.Device) -> str:
+    """What `model.attention` comes to on `device`; raises `UserError` for one that cannot be had there."""
+    if model.attention == "reference":
+        return "reference"
+    towers = [tower for tower in (model.generator, model.discriminator) if tower]
+    head_sizes = {tower.hidden_size // tower.num_attention_heads for tower in towers}
+    reason = ""
+    if device.platform != "gpu":
+        reason = f"{device.device_kind} is no GPU"
+    elif model.attention_probs_dropout_prob:
+        reason = (
+            f"it has no dropout, and config.model.attention_probs_dropout_prob={model.attention_probs_dropout_prob}"
+        )
+    elif model.dtype != "bfloat16":
+        reason = f"it is for bfloat16, and config.model.dtype={model.dtype}"
+    elif any(size % 8 or size > 128 for size in head_sizes):
+        reason = f"heads must be a multiple of 8 wide and at most 128; these are {sorted(head_sizes)}"
+    elif not all(_cudnn_takes(tower, model.max_position_embeddings) for tower in towers):
+        reason = "cuDNN is not there"
+    if reason and model.attention == "cudnn":
+        raise UserError(f"config.model.attention='cudnn' cannot work: {reason}")
+    return "reference" if reason else "cudnn"
+
+
+def _cudnn_takes(tower: EncoderConfig, length: int) -> bool:
+    """Whether its attention compiles here by cuDNN, with mask and gradient: the only way to know."""
+    heads = tower.num_attention_heads
+    x = jax.ShapeDtypeStruct((1, length, heads, tower.hidden_size // heads), jnp.bfloat16)
+    segments = jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+    def total(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        return fused_attention(query, key, value, segment_ids, "cudnn").astype(jnp.float32).sum()
+
+    try:
+        jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(x, x, x, segments).compile()
+    except Exception:  # what it raises depends on what is missing
+        return False
+    return True
 
 
 class Setup:
@@ -40,13 +83,18 @@ class Setup:
 
     Attributes:
       config, mesh, architecture, ids: as made.
+      attention: how it is computed, once `model.attention=auto` is resolved.
+      evaluation_batch_size: what `evaluation.batch_size` is rounded up to, for the devices to share it evenly.
       abstract: the train state as shapes with shardings.
     """
 
     def __init__(self, config: Config, ids: TokenIds, vocab_size: int, mesh: Mesh | None = None):
         self.config, self.ids = config, ids
         self.mesh = mesh or mesh_of(config)
-        self.architecture = Architecture(config.model, vocab_size)
+        self.attention = choose_attention(config.model, self.mesh.devices.flat[0])
+        self.architecture = Architecture(dataclasses.replace(config.model, attention=self.attention), vocab_size)
+        parts = partitioning.batch_parts(self.mesh)
+        self.evaluation_batch_size = -(-config.evaluation.batch_size // parts) * parts
         self.abstract = abstract_state(config, self.architecture, self.mesh)
 
     @classmethod
@@ -71,15 +119,21 @@ class Setup:
         """The state before the first step."""
         return init_state(self.config, self.architecture, self.mesh, params)
 
-    def evaluate(self, params: Params, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-        """Held-out figures of `params` over this process's rows of `batches`."""
-        return evaluate(self.evaluation_step, params, self.place(batches, self.config.evaluation.batch_size))
+    def evaluate(
+        self,
+        params: Params,
+        batches: Iterable[tuple[np.ndarray, np.ndarray]],
+        is_cut_short: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float] | None:
+        """Held-out figures of `params` over this process's rows of `batches`, or None where it was cut short."""
+        batches = self.place(batches, self.evaluation_batch_size)
+        return evaluate(self.evaluation_step, params, batches, is_cut_short)
 
     def place(self, batches: Iterable[Any], batch_size: int) -> Iterator[Any]:
         """Batches of this process's rows, as global arrays on the mesh."""
         return (partitioning.place(rows, self.mesh, batch_size) for rows in batches)
 
-    def rows(self, batch_size: int) -> slice:
+    def rows(self, batch_size: int) -> np.ndarray:
         """The rows of a batch that this process reads."""
         return partitioning.batch_rows(self.mesh, batch_size)
 

@@ -19,7 +19,7 @@ from electra_jax.objectives.masking import Masked
 from electra_jax.objectives.objective import objective
 from electra_jax.objectives.terms import Example, Randomness, Terms, denominators, loss_weights, randomness
 from electra_jax.training.optimizer import layer_rates, learning_rate, make_optimizer
-from electra_jax.training.partitioning import BATCH
+from electra_jax.training.partitioning import BATCH, activation_rules, compiler_options, replicated
 from electra_jax.training.state import TRAIN_STREAM, TrainState, stream
 
 Metrics = dict[str, Any]
@@ -90,20 +90,27 @@ def replay(
 def make_train_step(config: Config, architecture: Architecture, ids: TokenIds, mesh: Mesh, abstract: TrainState):
     """`train_step`, jitted for `mesh`: (state, input_ids) -> (state, metrics); the old state is consumed."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def step(state: TrainState, input_ids: jax.Array) -> tuple[TrainState, Metrics]:
+        with activation_rules(mesh):
+            return train_step(state, input_ids, config, architecture, ids)
+
     return jax.jit(
-        functools.partial(train_step, config=config, architecture=architecture, ids=ids),
+        step,
         in_shardings=(shardings, NamedSharding(mesh, BATCH)),
-        out_shardings=(shardings, None),
+        out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
 
 
-def make_diagnosis(config: Config, architecture: Architecture, ids: TokenIds):
+def make_diagnosis(config: Config, architecture: Architecture, ids: TokenIds, mesh: Mesh):
     """(params, step, input_ids) -> what a step does before it updates: its batch, masks, samples, terms, gradients' norms."""
 
     def diagnose(params: Params, step: jax.Array, input_ids: jax.Array) -> dict[str, Any]:
-        example = corrupt(step, input_ids, config, ids)
-        _, gradients, terms = loss_and_gradients(params, example, config, architecture)
+        with activation_rules(mesh):
+            example = corrupt(step, input_ids, config, ids)
+            _, gradients, terms = loss_and_gradients(params, example, config, architecture)
         sampled = {} if terms.sampled_ids is None else {"sampled_ids": terms.sampled_ids}
         return {
             "input_ids": input_ids,
@@ -116,7 +123,7 @@ def make_diagnosis(config: Config, architecture: Architecture, ids: TokenIds):
             "gradient_norms": {name: jnp.linalg.norm(leaf) for name, leaf in by_name(gradients).items()},
         }
 
-    return jax.jit(diagnose)
+    return jax.jit(diagnose, out_shardings=replicated(mesh))
 
 
 def loss_and_gradients(
@@ -131,12 +138,13 @@ def loss_and_gradients(
     optimizer, replicas = config.optimizer, config.train.replicas
     clips, own_means = optimizer.clipping == "per_replica", config.objective.loss_mean == "per_replica"
     # Divided by the weight of the whole batch, so that the parts' gradients simply add up.
+    cast = architecture.cast(params)
     whole = {name: jnp.maximum(weight, 1) / replicas for name, weight in denominators(example).items()}
 
     def replica(example: Example) -> tuple[jax.Array, Params, Terms]:
         divisors = {name: weight + 1e-6 for name, weight in denominators(example).items()} if own_means else whole
         part = functools.partial(
-            _part_gradients, params=params, divisors=divisors, config=config, architecture=architecture
+            _part_gradients, params=params, cast=cast, divisors=divisors, config=config, architecture=architecture
         )
         loss, gradients, terms = _sum_over_parts(part, example, config.train.gradient_accumulation_steps)
         if clips:
@@ -151,12 +159,17 @@ def loss_and_gradients(
 
 
 def _part_gradients(
-    example: Example, params: Params, divisors: dict[str, jax.Array], config: Config, architecture: Architecture
+    example: Example,
+    params: Params,
+    cast: Params,
+    divisors: dict[str, jax.Array],
+    config: Config,
+    architecture: Architecture,
 ) -> tuple[jax.Array, Params, Terms]:
     weights = loss_weights(config.objective)
 
     def total(params: Params) -> tuple[jax.Array, Terms]:
-        terms = objective(architecture.merge(params), example, config)
+        terms = objective(architecture.merge(params, cast), example, config)
         return sum(weights[name] * loss.total / divisors[name] for name, loss in terms.losses.items()), terms
 
     (loss, terms), gradients = jax.value_and_grad(total, has_aux=True)(params)
