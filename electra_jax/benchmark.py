@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from electra_jax import cli
 from electra_jax.analysis.flops import step_flops
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
     if prepared.returncode:
         sys.exit(prepared.returncode)
     cli.keep_freed_memory()
-    cli.use_compilation_cache(Path("runs") / "compilation_cache")
+    cli.use_compilation_cache(epath.Path("runs") / "compilation_cache")
     figures = benchmark(config, args.steps)
     for name, value in figures.items():
         print(f"{name:20} {value:,.6g}" if isinstance(value, (int, float)) else f"{name:20} {value}")

@@ -4,14 +4,15 @@ import argparse
 import ctypes
 import importlib.util
 import os
+import secrets
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import absl.logging
 import ml_collections
+from etils import epath
 
 from electra_jax import config_loading
 from electra_jax.config import Config
@@ -125,22 +126,41 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]
 
 def local_path(name: str, value: str) -> Path:
     """`value` as a path on this machine; raises `UserError` for one on remote storage."""
-    if "://" in value:
-        raise UserError(f"{name}={value}: only local paths are supported so far")
+    if is_remote(value):
+        raise UserError(f"{name}={value}: this must be a path on this machine")
     return Path(value).expanduser()
 
 
-def make_directory(name: str, path: Path) -> None:
+def work_directory(value: str) -> epath.Path:
+    """`--workdir`: a path on this machine or in a bucket; raises `UserError` for one that cannot be reached."""
+    if not is_remote(value):
+        return epath.Path(value).expanduser().absolute()
+    if not value.startswith("gs://"):
+        raise UserError(f"--workdir={value}: of remote storage, gs://BUCKET/PATH alone is supported")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError(f"--workdir={value} needs an extra: pip install 'electra_jax[gcs]'")
+    return epath.Path(value)
+
+
+def is_remote(path: str | epath.Path) -> bool:
+    """Whether a path is in a bucket."""
+    return "://" in str(path)
+
+
+def make_directory(name: str, path: epath.Path) -> None:
     """Makes a directory and those above it; raises `UserError` where that cannot be."""
+    probe = path / f".probe-{secrets.token_hex(8)}"  # in containers, all processes have the same number
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise UserError(f"{name}={path} cannot be written to ({error.strerror or error})") from None
+        probe.write_text("")
+        probe.unlink(missing_ok=True)
+    except Exception as error:  # each kind of storage has its own
+        raise UserError(
+            f"{name}={path} cannot be written to ({getattr(error, 'strerror', None) or str(error) or type(error).__name__})"
+        ) from None
 
 
-def use_compilation_cache(directory: Path) -> None:
+def use_compilation_cache(directory: epath.Path) -> None:
     """Keeps compiled programs, so that a run that is started again starts quickly.
 
     The environment's JAX_COMPILATION_CACHE_DIR comes first.
@@ -148,4 +168,4 @@ def use_compilation_cache(directory: Path) -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(directory.absolute()))
+        jax.config.update("jax_compilation_cache_dir", str(directory if is_remote(directory) else directory.absolute()))

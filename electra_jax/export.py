@@ -1,12 +1,12 @@
 """Exports a run to Hugging Face: `python -m electra_jax.export --workdir=DIR --out=OUT`."""
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 
 from electra_jax import cli
 from electra_jax.config import MeshConfig
@@ -14,6 +14,7 @@ from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import UserError
 from electra_jax.interop import hub, huggingface, model_card, tokenizer_files
 from electra_jax.models.electra import Architecture
+from electra_jax.reporting.writers import rows
 from electra_jax.training import checkpoint, partitioning
 from electra_jax.training.checkpoint import Origin
 from electra_jax.training.state import abstract_state
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> None:
     origin = checkpoint.find(args.workdir if args.step is None else f"{args.workdir}@{args.step}")
     out = cli.local_path("--out", args.out)
     languages = [code.strip() for code in args.language.split(",") if code.strip()]
-    folders = export(origin, Path(args.workdir), out, languages, args.license)
+    folders = export(origin, epath.Path(args.workdir), out, languages, args.license)
     for folder in folders:
         print(f"wrote {folder}")
     if args.push_to:
@@ -60,12 +61,12 @@ def main(argv: list[str]) -> None:
         for step in checkpoint.saved_steps(origin.directory):
             with tempfile.TemporaryDirectory() as scratch:
                 every = export(
-                    Origin(origin.directory, step), Path(args.workdir), Path(scratch), languages, args.license
+                    Origin(origin.directory, step), epath.Path(args.workdir), Path(scratch), languages, args.license
                 )
                 _publish(every, args.push_to, f"step-{step}", step)
 
 
-def export(origin: Origin, workdir: Path, out: Path, languages: list[str], license_name: str) -> list[Path]:
+def export(origin: Origin, workdir: epath.Path, out: Path, languages: list[str], license_name: str) -> list[Path]:
     """Writes each tower of a checkpoint as a Hugging Face folder below `out`; a folder appears whole or not at all.
 
     Raises:
@@ -108,18 +109,11 @@ def _publish(folders: list[Path], name: str, revision: str, step: int) -> None:
         print(f"published {address}")
 
 
-def _held_out(workdir: Path, step: int) -> dict[str, float]:
+def _held_out(workdir: epath.Path, step: int) -> dict[str, float]:
     """The held-out figures that the run reported at `step`."""
-    path = workdir / "metrics.jsonl"
-    if not path.is_file():
-        return {}
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the last line of a run that was killed
-        if entry.get("step") == step:
-            figures = {name.removeprefix("eval/"): x for name, x in entry.items() if name.startswith("eval/")}
+    for row in rows(workdir / "metrics.jsonl"):
+        if row["step"] == step:
+            figures = {name.removeprefix("eval/"): x for name, x in row.items() if name.startswith("eval/")}
             return {name: x for name, x in figures.items() if x is not None}
     return {}
 

@@ -1,16 +1,21 @@
 """Pretrains ELECTRA: `python -m electra_jax.train --config=configs/small.py`."""
 
+import contextlib
+import hashlib
 import json
 import math
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
 import jax
 import numpy as np
+from etils import epath
 
-from electra_jax import cli, config_loading
+from electra_jax import cli, config_loading, distributed
 from electra_jax.analysis.flops import step_flops
 from electra_jax.analysis.hardware import peak_flops
 from electra_jax.config import Config
@@ -22,9 +27,10 @@ from electra_jax.models.electra import Params
 from electra_jax.reporting import run_info
 from electra_jax.reporting.health import Health
 from electra_jax.reporting.reporter import Reporter
-from electra_jax.reporting.writers import Console, JsonLines, TensorBoard
+from electra_jax.reporting.writers import Console, JsonLines, TensorBoard, is_evaluated
 from electra_jax.training import checkpoint, loop, partitioning
 from electra_jax.training.checkpoint import Checkpoints, Origin, Saved
+from electra_jax.training.interrupts import Interrupts
 from electra_jax.training.setup import Setup, mesh_of
 from electra_jax.training.state import TrainState
 from electra_jax.training.step import make_diagnosis
@@ -42,23 +48,40 @@ def main(argv: list[str]) -> int:
     start.add_argument(
         "--branch", metavar="DIR[@STEP]", help="go on from another run's whole state, in a work directory of its own"
     )
+    distributed.add_arguments(parser)
     args, overrides = cli.parse(parser, argv)
     config = cli.load_config(args.config, overrides)
-    workdir = cli.local_path("--workdir", args.workdir or f"runs/{Path(args.config).stem}")
+    workdir = cli.work_directory(args.workdir or f"runs/{Path(args.config).stem}")
     cli.keep_freed_memory()
     cli.use_compilation_cache(workdir.parent / "compilation_cache")
-    cli.make_directory("--workdir", workdir)
+    distributed.join(args, config)
+    signal.signal(signal.SIGTERM, _end_before_first_step)
+    with _locked(workdir):
+        return train(config, workdir, init=args.init, branch=args.branch)
+
+
+@contextlib.contextmanager
+def _locked(workdir: epath.Path) -> Iterator[None]:
+    """Makes the work directory, and keeps other runs out of it; a bucket knows no locks."""
+    distributed.first_then_others(lambda: cli.make_directory("--workdir", workdir), "--workdir")
+    distributed.check_shared("--workdir", workdir)
+    lock = filelock.FileLock(workdir / ".lock", timeout=0)
+    held = distributed.is_first() and not cli.is_remote(workdir)
+    error = None
     try:
-        with filelock.FileLock(workdir / ".lock", timeout=0):
-            return train(config, workdir, init=args.init, branch=args.branch)
+        if held:
+            lock.acquire()
     except filelock.Timeout:
-        raise UserError(
-            f"--workdir={workdir}: another process is training there; wait for it, or use another directory"
-        ) from None
+        error = UserError(f"--workdir={workdir}: another run is training there; wait for it, or use another directory")
+    distributed.agree(error, "--workdir")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def train(config: Config, workdir: Path, init: str | None = None, branch: str | None = None) -> int:
-    """Runs `config` in `workdir` to its end or to a signal.
+def train(config: Config, workdir: epath.Path, init: str | None = None, branch: str | None = None) -> int:
+    """Runs `config` in `workdir` to its end or to a signal, on this process's part of the devices.
 
     Returns:
       The exit status: 0 when finished or preempted, 130 after Ctrl-C.
@@ -68,13 +91,25 @@ def train(config: Config, workdir: Path, init: str | None = None, branch: str | 
       RunFailed: where the loss or a gradient is not finite.
     """
     # What can be refused is refused first: preparing the data may take hours.
-    origin, weights = _origin(workdir, init, branch)
-    saved = checkpoint.read_saved(origin) if origin else None
-    if saved and _is_finished(saved, config, workdir, branch):
-        return 0
+    origin, weights = distributed.together(lambda: _origin(workdir, init, branch), "the checkpoint to begin with")
+    distributed.check_same(str(origin), "the checkpoint to go on from")
+    resolved = json.dumps(config_loading.to_dict(config), indent=1)
+    distributed.check_same(hashlib.sha256(resolved.encode()).hexdigest(), "the configuration")
+    saved = distributed.together(lambda: checkpoint.read_saved(origin) if origin else None, "reading the checkpoint")
+    evaluation_due = False
+    if saved:
+        is_own = origin.directory == workdir / "checkpoints"
+        _check_resume(saved, config)
+        evaluation_due = _evaluation_is_due(saved, config, workdir, is_own)
+        if not evaluation_due and _is_finished(saved, config, workdir, None if is_own else branch):
+            return 0
     mesh = mesh_of(config)
 
-    prepared = build.prepare(config, tokenizer=tokenizer_lib.from_json(saved.tokenizer) if saved else None)
+    tokenizer = tokenizer_lib.from_json(saved.tokenizer) if saved else None
+    prepared = distributed.first_then_others(
+        lambda: build.prepare(config, distributed.say, tokenizer), "preparing the data"
+    )
+    distributed.check_same(prepared.digest, "the data set")
     if saved and saved.data and saved.data != prepared.digest:
         raise UserError(
             f"{origin} was trained on other data than {prepared.directory} holds (digest {saved.data}, now {prepared.digest}), "
@@ -87,54 +122,80 @@ def train(config: Config, workdir: Path, init: str | None = None, branch: str | 
     info = _resolved(setup, prepared, inputs) | {
         "start": {"step": start.step, "from": str(origin or weights or "fresh weights")}
     }
-    print("\n".join(run_info.lines(info)))
-    layout = partitioning.describe(setup.abstract.params)
-    (workdir / "run.json").write_text(json.dumps(info | {"layout": layout}, indent=1))
-    (workdir / "config.json").write_text(json.dumps(config_loading.to_dict(config), indent=1))
+    distributed.say("\n".join(run_info.lines(info)))
+    if distributed.is_first():
+        layout = partitioning.describe(setup.abstract.params)
+        (workdir / "run.json").write_text(json.dumps(info | {"layout": layout}, indent=1))
+        (workdir / "config.json").write_text(resolved)
 
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     reporter = _reporter(setup, inputs, workdir, start, info)
-    try:
-        end, state, position = loop.train(
-            config, state, start, setup.train_step, inputs.training(start.sequences),
-            _evaluator(setup, inputs), checkpoints,
-            Saved(config, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json()), reporter,
-        )  # fmt: skip
-    finally:
-        reporter.close()
-        checkpoints.close()
+    with Interrupts(mesh, config.train.hang_timeout) as interrupts:
+        try:
+            end, state, position = loop.train(
+                config, state, start, setup.train_step, inputs.training(start.sequences),
+                _evaluator(setup, inputs, interrupts), checkpoints,
+                Saved(config, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json()), reporter,
+                interrupts, evaluation_due,
+            )  # fmt: skip
+        finally:
+            reporter.close()
+            checkpoints.close()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is saved, what is left takes no time
     if end == loop.End.NOT_FINITE:
         _explain_failure(setup, state, start, inputs, workdir)
     if end == loop.End.FINISHED:
-        print(f"finished at step {position.step:,}; everything about the run is in {workdir}")
+        distributed.say(f"finished at step {position.step:,}; everything about the run is in {workdir}")
         return 0
     how = "preempted" if end == loop.End.PREEMPTED else "stopped"
-    print(f"{how} at step {position.step}; saved, the same command goes on from there")
+    kept = checkpoint.saved_steps(workdir / "checkpoints")
+    stands = (
+        "saved, the same command goes on from there" if position.step in kept else "nothing was done since it started"
+    )
+    print(f"{how} at step {position.step}; {stands}", flush=True)
     return 0 if end == loop.End.PREEMPTED else 130
 
 
-def _origin(workdir: Path, init: str | None, branch: str | None) -> tuple[Origin | None, Origin | None]:
+def _end_before_first_step(*_) -> None:
+    # Nothing is there yet to be saved. The other processes, where they got no signal, end with this one's heartbeat.
+    print("preempted before its first step; the same command begins again", flush=True)
+    os._exit(0)
+
+
+def _origin(workdir: epath.Path, init: str | None, branch: str | None) -> tuple[Origin | None, Origin | None]:
     """The checkpoint whose whole state is gone on from, and the one that gives weights alone."""
     own = checkpoint.saved_steps(workdir / "checkpoints")
     if own:
         if init or branch:
-            print(f"{workdir} has checkpoints of its own and goes on from them; --init and --branch are for a new run")
+            distributed.say(
+                f"{workdir} has checkpoints of its own and goes on from them; --init and --branch are for a new run"
+            )
         return Origin(workdir / "checkpoints", own[-1]), None
     return checkpoint.find(branch) if branch else None, checkpoint.find(init) if init else None
 
 
-def _is_finished(saved: Saved, config: Config, workdir: Path, branch: str | None) -> bool:
-    """Whether a run that may go on under `config` has come to its end; raises `UserError` where it may not."""
+def _evaluation_is_due(saved: Saved, config: Config, workdir: epath.Path, is_own: bool) -> bool:
+    """Whether a signal cut short the evaluation at the run's own last step."""
+    due = loop.is_evaluation_step(saved.step, config) and is_own and bool(saved.data)
+    return due and config.data.validation_fraction > 0 and not is_evaluated(workdir / "metrics.jsonl", saved.step)
+
+
+def _check_resume(saved: Saved, config: Config) -> None:
+    """Warns of what the run that goes on has changed; raises `UserError` where it may not."""
     # An imported checkpoint has been trained on nothing here yet: it determines the model and the optimizer's state.
     only = ("",) if saved.data else ("model.", "optimizer.bias_correction")
     for warning in config_loading.check_resume(saved.config, config, only):
-        print(f"WARNING: {warning}")
+        distributed.say(f"WARNING: {warning}")
+
+
+def _is_finished(saved: Saved, config: Config, workdir: epath.Path, branch: str | None) -> bool:
+    """Whether the run has come to its end; raises `UserError` where there never was anything to do."""
     if saved.step < config.train.num_train_steps:
         return False
     stands = f"it stands at step {saved.step:,} of config.train.num_train_steps={config.train.num_train_steps:,}"
-    if not checkpoint.saved_steps(workdir / "checkpoints"):
+    if branch:
         raise UserError(f"--branch={branch}: nothing is left to train, {stands}; raise the latter")
-    print(f"{workdir} is finished: {stands}")
+    distributed.say(f"{workdir} is finished: {stands}")
     return True
 
 
@@ -143,7 +204,7 @@ def _start(
 ) -> tuple[TrainState, loop.Position]:
     """The state to begin with: of a checkpoint, with another run's weights, or fresh."""
     if origin and saved:
-        print(f"going on from {origin}")
+        distributed.say(f"going on from {origin}")
         return checkpoint.restore(origin, setup.abstract), loop.Position(saved.step, saved.sequences)
     params = None
     if weights:
@@ -155,7 +216,7 @@ def _start(
                 "and source, or tokenizer.vocab_file"
             )
         params = checkpoint.restore_params(weights, setup.abstract.params)
-        print(f"starting from the weights of {weights}")
+        distributed.say(f"starting from the weights of {weights}")
     return setup.init(params), loop.Position(0, 0)
 
 
@@ -172,7 +233,7 @@ def _resolved(setup: Setup, prepared: build.Prepared, inputs: Inputs) -> dict[st
             "per_device": batch / (setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]),
             "accumulation": config.train.gradient_accumulation_steps,
         },
-        "compute": {"dtype": config.model.dtype, "attention": "reference", "remat": config.model.remat},
+        "compute": {"dtype": config.model.dtype, "attention": setup.attention, "remat": config.model.remat},
         "parameters": setup.parameter_count(),
         "model_flops": step_flops(config, prepared.tokenizer.vocab_size),
         "peak_flops": {"per_device": peak, "source": peak_source},
@@ -187,7 +248,9 @@ def _resolved(setup: Setup, prepared: build.Prepared, inputs: Inputs) -> dict[st
     }
 
 
-def _reporter(setup: Setup, inputs: Inputs, workdir: Path, start: loop.Position, info: dict[str, Any]) -> Reporter:
+def _reporter(
+    setup: Setup, inputs: Inputs, workdir: epath.Path, start: loop.Position, info: dict[str, Any]
+) -> Reporter:
     config = setup.config
     tokens = config.train.batch_size * config.data.max_seq_length
     peak = info["peak_flops"]["per_device"] * setup.mesh.size
@@ -195,32 +258,46 @@ def _reporter(setup: Setup, inputs: Inputs, workdir: Path, start: loop.Position,
     def throughput(step_seconds: float) -> dict[str, float]:
         return {"tokens_per_second": tokens / step_seconds, "utilisation": info["model_flops"] / step_seconds / peak}
 
-    writers = [JsonLines(workdir / "metrics.jsonl", start.step), TensorBoard(workdir / "tensorboard", start.step)]
+    writers = []
+    if distributed.is_first():
+        writers = [JsonLines(workdir / "metrics.jsonl", start.step), TensorBoard(workdir / "tensorboard", start.step)]
     health = Health(config.optimizer.warmup_steps, prefix="eval/" if inputs.has_held_out else "")
     total = config.train.num_train_steps
-    return Reporter(Console(total, start.step), writers, health, config.reporting.interval_steps, throughput, total)
+    console = Console(total, start.step, is_silent=not distributed.is_first())
+    return Reporter(console, writers, health, config.reporting.interval_steps, throughput, total)
 
 
-def _evaluator(setup: Setup, inputs: Inputs) -> Callable[[Params], dict[str, float]] | None:
-    """params -> held-out figures, or None where nothing is held out."""
-    return (lambda params: setup.evaluate(params, inputs.held_out())) if inputs.has_held_out else None
+def _evaluator(
+    setup: Setup, inputs: Inputs, interrupts: Interrupts
+) -> Callable[[Params], dict[str, float] | None] | None:
+    """params -> held-out figures, unless a signal comes in between; None where nothing is held out."""
+
+    def evaluate(params: Params) -> dict[str, float] | None:
+        return setup.evaluate(params, inputs.held_out(), lambda: interrupts.poll() is not None)
+
+    return evaluate if inputs.has_held_out else None
 
 
-def _explain_failure(setup: Setup, state: TrainState, start: loop.Position, inputs: Inputs, workdir: Path) -> None:
+def _explain_failure(
+    setup: Setup, state: TrainState, start: loop.Position, inputs: Inputs, workdir: epath.Path
+) -> None:
     """Writes down the step that was not finite, and ends the run.
 
     The state is the one that step started from, and its batch follows from its position.
     """
     step = int(state.failed_step)
     batch = next(inputs.training(start.sequences + (step - start.step) * setup.config.train.batch_size))
-    found = jax.device_get(make_diagnosis(setup.config, setup.architecture, setup.ids)(state.params, step, batch))
+    diagnose = make_diagnosis(setup.config, setup.architecture, setup.ids, setup.mesh)
+    found = jax.device_get(diagnose(state.params, step, batch))
     scalars = {
         name: {key: float(value) if math.isfinite(value) else str(value) for key, value in found.pop(name).items()}
         for name in ("losses", "gradient_norms_by_group", "gradient_norms")
     }
     arrays, report = workdir / f"failure-{step}.npz", workdir / f"failure-{step}.json"
-    np.savez_compressed(arrays, **found)
-    report.write_text(json.dumps({"step": step, **scalars}, indent=1))
+    if distributed.is_first():
+        with arrays.open("wb") as file:
+            np.savez_compressed(file, **found)
+        report.write_text(json.dumps({"step": step, **scalars}, indent=1))
     kept = checkpoint.saved_steps(workdir / "checkpoints")
     skip = ",".join(map(str, sorted({*setup.config.train.skip_steps, step})))
     raise RunFailed(

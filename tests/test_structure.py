@@ -27,6 +27,7 @@ COMMANDS = {path.stem for path in PACKAGE.glob("*.py")} - {
     "config_loading",
     "errors",
     "cli",
+    "distributed",
     "inputs",
 }
 

@@ -11,7 +11,7 @@ from electra_jax.reporting.health import Health
 from electra_jax.reporting.metrics import figures
 from electra_jax.reporting.writers import Console, Writer
 
-HeldOut = Callable[[], Mapping[str, float]]
+HeldOut = Callable[[], Mapping[str, float] | None]
 
 
 class NotFinite(Exception):
@@ -60,21 +60,28 @@ class Reporter:
         if previous is not None:
             self._settle(*previous)
 
-    def flush(self, step: int, held_out: HeldOut | None = None) -> None:
+    def flush(self, step: int, held_out: HeldOut | None = None) -> bool:
         """Waits for the last step and reports it; with `held_out`, what that returns stands under `step`.
+
+        Returns:
+          Whether `held_out` gave figures; it gives None where it was cut short.
 
         Raises:
           NotFinite: where that step failed.
         """
         pending, self._pending = self._pending, None
-        if pending is not None and pending[0] == step:
-            self._settle(*pending, held_out)
-        else:  # the step itself was left out
-            if pending is not None:
-                self._settle(*pending)
-            if held_out is not None:
-                self._write(step, _held_out_figures(held_out))
+        if pending is not None and pending[0] != step:  # the step itself was left out
+            self._settle(*pending)
+            pending = None
+        values = self._settle_figures(*pending) if pending is not None else {}
+        found = held_out() if held_out is not None else None
+        values |= {f"eval/{name}": value for name, value in (found or {}).items()}
+        if values:
+            self._write(step, values)
+        for writer in self._writers:
+            writer.flush()
         self.restart_clock()
+        return found is not None
 
     def restart_clock(self) -> None:
         """Leaves the time since the last report out of the speed: an evaluation, a checkpoint, a compilation."""
@@ -85,7 +92,13 @@ class Reporter:
         for writer in self._writers:
             writer.close()
 
-    def _settle(self, step: int, metrics: Any, held_out: HeldOut | None = None) -> None:
+    def _settle(self, step: int, metrics: Any) -> None:
+        values = self._settle_figures(step, metrics)
+        if values:
+            self._write(step, values)
+
+    def _settle_figures(self, step: int, metrics: Any) -> dict[str, float]:
+        """Waits for a step; its figures where it is due for a report."""
         failed = int(np.asarray(metrics["failed_step"]))  # waits for the step
         if failed >= 0:
             raise NotFinite(failed)
@@ -99,10 +112,7 @@ class Reporter:
             if seconds is not None:
                 values |= {"step_seconds": seconds, **self._throughput(seconds)}
                 values["seconds_left"] = seconds * (self._total_steps - step)
-        if held_out is not None:
-            values |= _held_out_figures(held_out)
-        if values:
-            self._write(step, values)
+        return values
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         for writer in self._writers:
@@ -117,7 +127,3 @@ class Reporter:
         seconds = (now - self._clock_time) / steps if steps else None
         self._clock_step, self._clock_time = step, now
         return seconds
-
-
-def _held_out_figures(held_out: HeldOut) -> dict[str, float]:
-    return {f"eval/{name}": value for name, value in held_out().items()}

@@ -4,11 +4,10 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import tensorboardX
 import tqdm
+from etils import epath
 
 # The figures of the console line, in its order, with their form.
 _SHOWN = {
@@ -29,40 +28,77 @@ class Writer(Protocol):
 
     def write(self, step: int, figures: Mapping[str, float]) -> None: ...
 
+    def flush(self) -> None: ...
+
     def close(self) -> None: ...
 
 
 class JsonLines:
-    """`metrics.jsonl`: a JSON object a line, each step once, in ascending order."""
+    """`metrics.jsonl`: a JSON object a line, each step once, in ascending order.
 
-    def __init__(self, path: Path, resume_step: int):
+    On remote storage, where files cannot be appended to, it is written anew with each `flush`.
+    """
+
+    def __init__(self, path: epath.Path, resume_step: int):
         """Cuts what an interrupted run wrote beyond `resume_step`, a broken last line included."""
-        kept = [line for line in _lines(path) if (step := _step_of(line)) is not None and step <= resume_step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        partial.replace(path)
-        self._file = path.open("a", buffering=1)
+        self._path, self._is_remote = path, "://" in str(path)
+        self._rows = [row for row in rows(path) if row["step"] <= resume_step]
+        self._rewrite()
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """A figure that is not finite is written as null, since JSON has no other."""
         row = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        if self._rows and self._rows[-1]["step"] == step:  # an evaluation that is made up for
+            self._rows[-1] |= row
+            self._rewrite()
+            return
+        self._rows.append({"step": step, **row})
+        if not self._is_remote:
+            self._file.write(json.dumps(self._rows[-1]) + "\n")
+
+    def flush(self) -> None:
+        if self._is_remote:
+            self._rewrite()
 
     def close(self) -> None:
-        self._file.close()
+        self.flush()
+        if not self._is_remote:
+            self._file.close()
+
+    def _rewrite(self) -> None:
+        text = "".join(json.dumps(row) + "\n" for row in self._rows)
+        if self._is_remote:
+            self._path.write_text(text)
+            return
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(text)
+        partial.replace(self._path)
+        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - epath's own takes no buffering
+
+
+def is_evaluated(path: epath.Path, step: int) -> bool:
+    """Whether `metrics.jsonl` holds held-out figures of `step`."""
+    return any(row["step"] == step and any(name.startswith("eval/") for name in row) for row in rows(path))
 
 
 class TensorBoard:
     """TensorBoard events, without TensorFlow."""
 
-    def __init__(self, directory: Path, resume_step: int):
+    def __init__(self, directory: epath.Path, resume_step: int):
+        import tensorboardX  # here: it imports torch where that is installed, which takes longer than all the rest
+
+        self._is_remote = "://" in str(directory)
         # What an interrupted run wrote beyond `resume_step` is hidden by TensorBoard.
         self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=resume_step + 1, write_to_disk=True)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
             self._writer.add_scalar(name if "/" in name else f"train/{name}", value, step)
-        self._writer.flush()  # a run that is killed keeps what it reported
+        if not self._is_remote:
+            self._writer.flush()  # a run that is killed keeps what it reported
+
+    def flush(self) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
@@ -71,8 +107,9 @@ class TensorBoard:
 class Console:
     """A live bar on a terminal; one plain line a report in a file or pipe."""
 
-    def __init__(self, total_steps: int, initial_step: int):
-        self._live = sys.stderr.isatty()
+    def __init__(self, total_steps: int, initial_step: int, is_silent: bool = False):
+        self._is_silent = is_silent  # on all processes but the first
+        self._live = sys.stderr.isatty() and not is_silent
         self._bar = tqdm.tqdm(
             total=total_steps, initial=initial_step, unit="step", disable=not self._live, dynamic_ncols=True
         )
@@ -83,6 +120,8 @@ class Console:
         self._bar.update(step - self._bar.n if self._live else 0)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
+        if self._is_silent:
+            return
         text = format_figures(figures)
         if self._live:
             self._bar.set_postfix_str(text)
@@ -93,8 +132,13 @@ class Console:
             left = f"  {format_seconds(figures['seconds_left'])} left" if "seconds_left" in figures else ""
             print(f"step {step:,}/{self._total:,}  {text}{left}", flush=True)
 
+    def flush(self) -> None:
+        pass
+
     def say(self, text: str) -> None:
         """A line of its own."""
+        if self._is_silent:
+            return
         if self._live:
             self._bar.write(text, file=sys.stderr)
         else:
@@ -114,12 +158,14 @@ def format_seconds(seconds: float) -> str:
     return tqdm.tqdm.format_interval(seconds)
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines(keepends=True) if path.exists() else []
-
-
-def _step_of(line: str) -> int | None:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return None  # cut short when the run was killed
+def rows(path: epath.Path) -> list[dict[str, Any]]:
+    """What `metrics.jsonl` holds; nothing where it is absent."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # cut short when the run was killed
+        if isinstance(row, dict) and "step" in row:
+            found.append(row)
+    return found

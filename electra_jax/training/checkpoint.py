@@ -7,12 +7,12 @@ tokenizer/            JSON: the tokenizer
 
 import functools
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 
 from electra_jax.config import CheckpointConfig, Config
 from electra_jax.config_loading import from_dict, to_dict
@@ -34,11 +34,11 @@ class Saved(NamedTuple):
 class Origin(NamedTuple):
     """A checkpoint: its directory `checkpoints/` and its step."""
 
-    directory: Path
+    directory: epath.Path
     step: int
 
     @property
-    def path(self) -> Path:
+    def path(self) -> epath.Path:
         """Its own folder."""
         return self.directory / str(self.step)
 
@@ -49,22 +49,21 @@ class Origin(NamedTuple):
 class Checkpoints:
     """The checkpoints of one work directory. Saving is asynchronous and atomic."""
 
-    def __init__(self, directory: Path, policy: CheckpointConfig):
-        # A should_save_fn leaves Orbax's own preemption policy in place; a save_decision_policy would not.
+    def __init__(self, directory: epath.Path, policy: CheckpointConfig):
         options = ocp.CheckpointManagerOptions(
             should_save_fn=lambda step, last: step % policy.save_interval_steps == 0,
             max_to_keep=policy.max_to_keep,
             keep_period=policy.keep_period or None,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(_absolute(directory), options=options)
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint."""
         return self._manager.latest_step()
 
     def should_save(self, step: int) -> bool:
-        """Whether the policy, or a preemption, wants `step` saved. To be asked at every step."""
+        """Whether the policy wants `step` saved."""
         return self._manager.should_save(step)
 
     def save(self, state: TrainState, saved: Saved) -> None:
@@ -94,7 +93,7 @@ def find(path: str) -> Origin:
     name, at, wanted = path.rpartition("@")
     if not at or not wanted.isdigit():  # an @ may be part of the directory's name
         name, wanted = path, ""
-    directory = Path(name).expanduser() / "checkpoints"
+    directory = epath.Path(name).expanduser() / "checkpoints"
     steps = saved_steps(directory)
     if not steps:
         raise UserError(f"{name}: no checkpoint there; expected folders {directory}/STEP")
@@ -103,11 +102,9 @@ def find(path: str) -> Origin:
     return Origin(directory, int(wanted) if wanted else steps[-1])
 
 
-def saved_steps(directory: Path) -> list[int]:
-    """Steps with a complete checkpoint, ascending."""
-    if not directory.is_dir():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+def saved_steps(directory: epath.Path) -> list[int]:
+    """Steps with a complete checkpoint, ascending; in a bucket, which cannot rename, Orbax marks those that are."""
+    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
 
 
 def read_saved(origin: Origin) -> Saved:
@@ -136,7 +133,7 @@ def restore_params(origin: Origin, abstract: Params) -> Params:
     """
     path = origin.path / "params"
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = by_name(checkpointer.metadata(path.absolute()).item_metadata)
+        stored = by_name(checkpointer.metadata(_absolute(path)).item_metadata)
     expected = by_name(abstract)
     for name in sorted(stored.keys() | expected.keys()):
         there, here = (tuple(tree[name].shape) if name in tree else "absent" for tree in (stored, expected))
@@ -147,7 +144,11 @@ def restore_params(origin: Origin, abstract: Params) -> Params:
     return _restore(path, abstract)
 
 
-def _restore(path: Path, abstract: Any) -> Any:
+def _absolute(path: epath.Path) -> epath.Path:
+    return path if "://" in str(path) else epath.Path(path).absolute()
+
+
+def _restore(path: epath.Path, abstract: Any) -> Any:
     with ocp.StandardCheckpointer() as checkpointer:
         # Copied: what Orbax hands over may share memory with its buffers, and the step will donate it.
-        return jax.tree.map(jnp.copy, checkpointer.restore(path.absolute(), abstract))
+        return jax.tree.map(jnp.copy, checkpointer.restore(_absolute(path), abstract))

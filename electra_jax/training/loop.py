@@ -38,15 +38,17 @@ def train(
     start: Position,
     step_fn: Callable[[TrainState, jax.Array], tuple[TrainState, dict]],
     batches: Iterator[jax.Array],
-    evaluate: Callable[[Params], Mapping[str, float]] | None,
+    evaluate: Callable[[Params], Mapping[str, float] | None] | None,
     checkpoints: Checkpoints,
     saved: Saved,
     reporter: Reporter,
+    interrupts: Interrupts,
+    evaluation_due: bool = False,
 ) -> tuple[End, TrainState, Position]:
     """Trains from `start` to the end of the run or to a signal, and saves where it ends.
 
     A step is reported and evaluated before it is saved, so what `metrics.jsonl` holds up to a checkpoint's
-    step is whole whenever the checkpoint exists.
+    step is whole whenever the checkpoint exists; unless a signal cut the evaluation short.
 
     Args:
       config: of the run.
@@ -54,9 +56,11 @@ def train(
       start: the position of `state`.
       step_fn: the jitted step.
       batches: from `start` on, one a step.
-      evaluate: held-out figures of parameters, or None.
+      evaluate: held-out figures of parameters, None where a signal came in between; or None.
       checkpoints, saved: where checkpoints go, and what they say of the run.
       reporter: takes metrics.
+      interrupts: active.
+      evaluation_due: whether the evaluation at `start` was cut short, and is to be made up for.
 
     Returns:
       Why it ended, and the state and position it ended at.
@@ -65,31 +69,37 @@ def train(
     total, skipped = config.train.num_train_steps, frozenset(config.train.skip_steps)
 
     def save() -> None:
-        checkpoints.save(state, saved._replace(step=position.step, sequences=position.sequences))
+        checkpoints.save(state, saved._replace(**position._asdict()))
 
-    with Interrupts() as interrupts:
-        try:
-            while position.step < total and interrupts.received is None:
-                ids = next(batches)
-                if position.step in skipped:
-                    state = state._replace(step=state.step + 1)
-                    reporter.console.say(f"step {position.step} left out, as config.train.skip_steps says")
-                else:
-                    state, metrics = step_fn(state, ids)
-                    reporter.step_done(position.step + 1, metrics)
-                position = Position(position.step + 1, position.sequences + config.train.batch_size)
-
-                if evaluate and (position.step == total or position.step % config.evaluation.interval_steps == 0):
-                    reporter.flush(position.step, functools.partial(evaluate, state.params))
-                # Asked at every step: between the intervals it tells of preemptions.
-                if checkpoints.should_save(position.step):
-                    reporter.flush(position.step)
-                    save()
-            reporter.flush(position.step)
-        except NotFinite:
-            return End.NOT_FINITE, state, position
-        if position != start:
-            save()
-    if position.step == total:
+    try:
+        while True:
+            if evaluate and evaluation_due:
+                evaluation_due = not reporter.flush(position.step, functools.partial(evaluate, state.params))
+            if position != start and checkpoints.should_save(position.step):
+                reporter.flush(position.step)
+                save()
+            # Once a step: what it returns is known when the step before is done, which the reporter waits for anyway.
+            if interrupts.poll() is not None or position.step >= total:
+                break
+            ids = next(batches)
+            if position.step in skipped:
+                state = state._replace(step=state.step + 1)
+                reporter.console.say(f"step {position.step} left out, as config.train.skip_steps says")
+            else:
+                state, metrics = step_fn(state, ids)
+                reporter.step_done(position.step + 1, metrics)
+            position = Position(position.step + 1, position.sequences + config.train.batch_size)
+            evaluation_due = is_evaluation_step(position.step, config)
+        reporter.flush(position.step)
+    except NotFinite:
+        return End.NOT_FINITE, state, position
+    if position != start:
+        save()
+    if position.step >= total and not (evaluate and evaluation_due):
         return End.FINISHED, state, position
-    return (End.PREEMPTED if interrupts.received == signal.SIGTERM else End.INTERRUPTED), state, position
+    return (End.PREEMPTED if interrupts.poll() == signal.SIGTERM else End.INTERRUPTED), state, position
+
+
+def is_evaluation_step(step: int, config: Config) -> bool:
+    """Whether the run is evaluated after `step` updates."""
+    return step > 0 and (step == config.train.num_train_steps or step % config.evaluation.interval_steps == 0)

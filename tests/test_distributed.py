@@ -1,0 +1,148 @@
+"""One run of several real processes, which talk over gloo: started, agreeing, resumed on fewer."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import process_env
+from processes import LONG, MESH, Group, make_place
+from test_run import metrics, numbers
+
+from electra_jax.training import checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, corpus_file) -> Path:
+    return make_place(tmp_path_factory.mktemp("processes"), corpus_file)
+
+
+@pytest.fixture(scope="module")
+def four(place) -> Group:
+    """A run of four processes with a device each, to its end."""
+    group = Group(place, "four", 4, *MESH)
+    assert group.wait() == [0] * 4, group.texts()
+    return group
+
+
+def test_four_processes_train_and_evaluate(four):
+    texts = four.texts()
+    for index, text in enumerate(texts):
+        assert f"process {index} of 4: 1 of 4 devices" in text
+    assert "finished at step 20" in texts[0]
+    assert not any("step 20/20" in text or "tokenizer" in text for text in texts[1:])  # only process 0 reports
+    rows = metrics(four.workdir)
+    assert [row["step"] for row in rows] == list(range(2, 21, 2))
+    assert [row["step"] for row in rows if "eval/disc_auc" in row] == [10, 20]
+    info = json.loads((four.workdir / "run.json").read_text())
+    assert info["devices"]["processes"] == 4 and info["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert checkpoint.saved_steps(four.workdir / "checkpoints") == [10, 15, 20]
+
+
+def test_one_process_gives_the_same(place, four):
+    """The same batches, masks and samples; losses to rounding. The control: two steps differ by more."""
+    one = Group(place, "one", 1, *MESH)
+    assert one.wait() == [0], one.texts()
+    same = numbers(metrics(four.workdir))
+    for row, other in zip(same, numbers(metrics(one.workdir)), strict=True):
+        assert other == pytest.approx(row, rel=1e-3, abs=1e-5)
+        assert other["replaced_share"] == row["replaced_share"]  # exactly: counts of samples
+    assert same[-1]["loss"] != pytest.approx(same[-2]["loss"], rel=1e-3)
+
+
+def test_from_four_to_two_to_one(place, four):
+    """Each goes on from the last one's checkpoint; the figures are those of the run that was not stopped."""
+    steps = ["--config.train.num_train_steps=20", "--config.optimizer.schedule=linear"]
+    two = Group(place, "two", 2, *MESH, *steps, f"--branch={four.workdir}@10")
+    two.wait_for(lambda: (two.workdir / "checkpoints" / "15").exists())
+    two.kill()
+    one = Group(place, "two", 1, "--config.mesh.tensor=2", *steps)
+    assert one.wait() == [0], one.texts()
+    assert f"going on from {place / 'two' / 'checkpoints'}" in one.texts()[0]
+    by_step = {row["step"]: row for row in numbers(metrics(four.workdir))}
+    rows = numbers(metrics(place / "two"))
+    assert [row["step"] for row in rows] == [12, 14, 16, 18, 20]
+    for row in rows:
+        assert row == pytest.approx(by_step[row["step"]], rel=2e-3, abs=2e-5)
+        assert row["replaced_share"] == by_step[row["step"]]["replaced_share"]
+
+
+def test_work_directories_that_are_not_shared(place):
+    group = Group(place, ["mine", "yours"], 2, *LONG)
+    assert group.wait(60) == [2, 2], group.texts()
+    for text in group.texts():
+        assert "--workdir=" in text and "is not shared: process 1 does not see what process 0 writes" in text
+        assert "Traceback" not in text and "step 2/" not in text
+    assert not (place / "mine" / "checkpoints").exists()
+
+
+def test_a_process_that_cannot_join_is_an_error(place):
+    env = process_env()
+    command = [sys.executable, "-m", "electra_jax.train", "--config=small.py", "--workdir=alone"]
+    for flags, part in (
+        (["--coordinator=localhost:1", "--num_processes=2"], "given without --process_id"),
+        (["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"], "--process_id=2 must be from 0 to 1"),
+    ):
+        done = subprocess.run([*command, *flags], cwd=place, env=env, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert part in done.stderr
+    flags = ["--coordinator=localhost:1", "--num_processes=2", "--process_id=1", "--config.train.join_timeout=5"]
+    done = subprocess.run([*command, *flags], cwd=place, env=env, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "could not join the others at localhost:1 within config.train.join_timeout=5 s" in done.stderr
+    # Under SLURM, with several tasks, and nobody there.
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0",
+             "SLURM_STEP_NODELIST": "localhost", "JAX_COORDINATOR_PORT": "1"}  # fmt: skip
+    done = subprocess.run(
+        [*command, "--config.train.join_timeout=5"],
+        cwd=place,
+        env=env | slurm,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "could not join the others" in done.stderr and not (place / "alone").exists()
+
+
+def test_a_tpu_without_a_cluster_is_one_process():
+    """As in a notebook: said, not refused. Where the environment names several, it is refused."""
+    code = """
+import argparse
+from electra_jax import distributed
+from electra_jax.config import Config
+distributed._is_on_tpu = lambda: True
+parser = argparse.ArgumentParser()
+distributed.add_arguments(parser)
+distributed.join(parser.parse_args([]), Config())
+print(distributed.is_first())
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=process_env(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.splitlines()[-2:] == [
+        "no other processes around this TPU are known of: going on as one",
+        "True",
+    ], done.stderr
+    several = process_env({"TPU_WORKER_HOSTNAMES": "a,b"})
+    done = subprocess.run([sys.executable, "-c", code], env=several, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "could not join the others" in done.stderr
+
+
+def test_rows_need_not_be_one_block():
+    """A process whose devices hold rows apart from each other reads just those."""
+    import jax
+    from jax.sharding import AxisType, Mesh
+
+    from electra_jax.training import partitioning
+
+    order = np.asarray(jax.devices())[[0, 4, 1, 5, 2, 6, 3, 7]].reshape(8, 1, 1)
+    mesh = Mesh(order, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    assert partitioning.batch_rows(mesh, 16).tolist() == list(range(16))
+    x = np.arange(16 * 3).reshape(16, 3)
+    placed = partitioning.place(x, mesh, 16)
+    np.testing.assert_array_equal(placed, x)
+    for shard in placed.addressable_shards:
+        np.testing.assert_array_equal(shard.data, x[shard.index])
