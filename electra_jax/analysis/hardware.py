@@ -29,11 +29,15 @@ _PUBLISHED = (
 
 def peak_flops(device: jax.Device, dtype: str) -> tuple[float, str]:
     """FLOP/s of one device, and where the figure is from; on a CPU, measured in `dtype` right now."""
-    kind = device.device_kind.lower()
-    for name, peak in _PUBLISHED:
-        if device.platform != "cpu" and name in kind:
-            return peak, f"published, {device.device_kind}"
+    peak = published_peak(device.device_kind) if device.platform != "cpu" else None
+    if peak:
+        return peak, f"published, {device.device_kind}"
     return measured_peak(dtype), f"measured matrix product, {dtype}"
+
+
+def published_peak(kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of a kind of accelerator, where it is known."""
+    return next((peak for name, peak in _PUBLISHED if name in kind.lower()), None)
 
 
 def measured_peak(dtype: str, size: int = 1024, repeats: int = 8) -> float:

@@ -1,0 +1,172 @@
+"""The compile command, with the TPU's own compiler and no TPU."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import SMALL, config_file, run_module
+
+from electra_jax import compile
+from electra_jax.analysis import topology
+from electra_jax.analysis.flops import step_flops
+from electra_jax.config_loading import from_dict
+from electra_jax.errors import UserError
+from electra_jax.models.electra import Architecture
+
+pytestmark = pytest.mark.slow
+VALUES = {**SMALL, "model": {**SMALL["model"], "dtype": "bfloat16"}, "train": {"batch_size": 16, "num_train_steps": 20}}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("compile")
+    config_file(folder / "small.py", VALUES)
+    return folder
+
+
+def compile_for(place, slices, *arguments):
+    return run_module("compile", "--config=small.py", f"--topology={slices}", *arguments, cwd=place)
+
+
+def sizes() -> int:
+    """Bytes of the parameters."""
+    shapes = Architecture(from_dict(VALUES).model, VALUES["tokenizer"]["vocab_size"]).shapes
+    return sum(4 * leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def test_one_chip(place):
+    done = compile_for(place, "v5e:1x1", "--json=one.json", "--hlo=one.txt")
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((place / "one.json").read_text())
+    memory = figures["hbm_bytes"]
+    assert memory["parameters"] == sizes() and memory["optimizer"] == 2 * sizes()
+    assert memory["peak"] == memory["parameters"] + memory["optimizer"] + memory["activations"] < memory["limit"]
+    assert memory["limit"] == 15.75 * 2**30
+    config = from_dict(VALUES)
+    assert figures["model_flops"] == step_flops(config, 512) and figures["batch_size"] == 16
+    assert figures["collectives"] == {} and figures["communication_seconds"] == 0
+    assert figures["step_seconds"] == pytest.approx(figures["estimated_cycles"] / 1.5e9)
+    assert figures["tokens_per_second_per_chip"] == pytest.approx(16 * 32 / figures["step_seconds"])
+    assert figures["utilisation"] == pytest.approx(figures["model_flops"] / figures["step_seconds"] / 197e12)
+    assert figures["save_bytes_per_host"] == pytest.approx(3 * sizes(), rel=0.01)
+    assert len(figures["dearest"]) == 10
+    assert any(re.match(r"(models|objectives|training)/\w+\.py:\d+", row["source"]) for row in figures["dearest"])
+    assert (place / "one.txt").read_text().startswith("HloModule")
+    for part in ("estimates, not measured", "memory, GiB", "utilisation", "to save", "windowed_einsum"):
+        assert part in done.stdout
+
+
+def test_a_slice_with_parameters_spread_over_it(place):
+    spread = ["--config.mesh.data=1", "--config.mesh.fsdp=-1"]
+    done = compile_for(place, "v5e:2x2", "--json=four.json", *spread)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((place / "four.json").read_text())
+    assert figures["chips"] == figures["devices"] == 4 and figures["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+    assert sizes() / 4 < figures["hbm_bytes"]["parameters"] < sizes() / 2  # vectors are whole
+    moved = figures["collectives"]
+    # bfloat16: the kernels once for each pass; float32: every gradient.
+    assert moved["all-gather"]["bytes"] + moved.get("collective-permute", {"bytes": 0})["bytes"] > sizes() / 2
+    assert figures["communication_seconds"] == pytest.approx(sum(c["wire_bytes"] for c in moved.values()) / 90e9)
+    assert figures["step_seconds"] == pytest.approx(figures["compute_seconds"] + figures["communication_seconds"])
+    assert figures["step_seconds_overlapped"] == max(figures["compute_seconds"], figures["communication_seconds"])
+
+
+def test_two_slices_and_chips_of_two_devices(place):
+    done = compile_for(place, "v5e:2x2*2", "--json=two.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((place / "two.json").read_text())
+    assert figures["chips"] == 8 and figures["collectives"]["send"]["bytes"] > 0  # between the slices
+    done = compile_for(place, "v4:2x2x1", "--json=v4.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((place / "v4.json").read_text())
+    assert (figures["chips"], figures["devices"], figures["batch_per_chip"]) == (4, 8, 4)
+    assert figures["hbm_bytes"]["limit"] == 2 * 15.25 * 2**30 and figures["hbm_bytes"]["parameters"] == 2 * sizes()
+
+
+LARGE = [
+    f"--config.{setting}"
+    for setting in (
+        "data.max_seq_length=512",
+        "model.max_position_embeddings=512",
+        "model.hidden_size=1024",
+        "model.intermediate_size=4096",
+    )
+]
+
+
+def test_what_does_not_fit_is_one_line_and_status_1(place):
+    done = compile_for(place, "v5e:1x1", *LARGE, "--config.train.batch_size=4096")
+    assert done.returncode == 1, done.stdout
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    needs = re.compile(r"needs ([\d.]+) GiB of 15.75, ([\d.]+) too many")
+    half = compile_for(place, "v5e:1x1", *LARGE, "--config.train.batch_size=2048")
+    assert half.returncode == 1
+    whole, half = (float(needs.search(text).group(1)) for text in (done.stderr, half.stderr))
+    assert half > 15.75 and whole == pytest.approx(2 * half, rel=0.1)
+    for option in (
+        "train.batch_size=4096",
+        "model.remat=",
+        "gradient_accumulation_steps=2",
+        "smaller train.batch_size",
+    ):
+        assert option in done.stderr
+
+
+@pytest.mark.parametrize(("start", "limit"), [(16, 1000), (4096, 1000), (512, 512), (8, 8), (1024, 8)])
+def test_the_largest_batch_that_fits(monkeypatch, capsys, start, limit):
+    """The search alone: compiling with large batches takes minutes. Eight devices, so multiples of 8."""
+    tried = []
+
+    def compile_step(config, slices, devices):
+        tried.append(config.train.batch_size)
+        if config.train.batch_size > limit:
+            raise compile.DoesNotFit("too many")
+        return config.train.batch_size
+
+    monkeypatch.setattr(compile, "compile_step", compile_step)
+    config = from_dict({**VALUES, "train": {"batch_size": start}})
+    found = compile.find_batch(config, topology.parse("v5e:2x4"), jax.devices())
+    assert found <= limit < found + max(8, found / 8) and found % 8 == 0
+    assert len(tried) == len(set(tried)) <= 12
+    assert f"a batch of {found:,} fits" in capsys.readouterr().out
+    with pytest.raises(compile.DoesNotFit):
+        limit = 4
+        compile.find_batch(config, topology.parse("v5e:2x4"), jax.devices())
+
+
+BAD = [
+    ("v7:2x2", "is no TPU slice"),
+    ("v5e:4", "is no TPU slice"),
+    ("v5p:2x2", "3 dimensions"),
+    ("v4:2x2x0", "above 0"),
+    ("v5e:3x3", "not divisible"),
+    ("v5e:8x8", "config.train.batch_size=16 cannot work: it must be a multiple of 64"),
+]
+
+
+@pytest.mark.parametrize(("slices", "part"), BAD)
+def test_bad_topologies(place, slices, part):
+    done = compile_for(place, slices)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert part in done.stderr
+
+
+def test_a_folder_that_is_not_there_is_said_before_compiling(place):
+    done = compile_for(place, "v5e:1x1", "--json=no/such.json")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "no such folder" in done.stderr
+
+
+def test_topologies_by_name():
+    four = topology.parse("v5e:4x4*2")
+    assert (four.chips, four.slices, str(four)) == (32, 2, "v5e:4x4*2")
+    assert four.describe() == {"topology_name": "v5e:4x4", "num_slices": 2}
+    assert topology.parse("v6e:1x1").describe()["chips_per_host_bounds"] == [1, 1, 1]
+    with pytest.raises(UserError):
+        topology.parse("4x4")
+    # Dense peaks that follow from the clock and the size of the matrix units: 128 x 128, four or eight of them.
+    for kind, units in (("v4", 4), ("v5e", 4), ("v5p", 8), ("v6e", 16)):
+        chip = topology.CHIPS[kind]
+        assert np.isclose(chip.peak_flops, 2 * units * 128 * 128 * chip.clock, rtol=0.01), kind
