@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# Trains on a TPU slice of spot capacity, through queued resources; made again and resumed when it is preempted.
+# Actions: start, watch, status, logs, stop, delete. See launch/README.md.
+# shellcheck source=launch/tpu.sh
+source "$(dirname "$0")/tpu.sh"
+
+parse "start watch status logs stop delete" "$TPU_OPTIONS poll=60 spot=true" "$@"
+check_tpu_options
+
+request() {
+  local spot=()
+  [[ ${OPTION[spot]} != true ]] || spot=(--spot)
+  run gcloud compute tpus queued-resources create "${OPTION[name]}" "--node-id=${OPTION[name]}" "${WHERE[@]}" \
+    "--accelerator-type=${OPTION[type]}" "--runtime-version=${OPTION[runtime]}" \
+    --scopes=https://www.googleapis.com/auth/cloud-platform "${spot[@]}"
+}
+
+remove() {
+  run gcloud compute tpus queued-resources delete "${OPTION[name]}" "${WHERE[@]}" --force --quiet
+}
+
+# ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED and so on; GONE where there is none; UNKNOWN where nobody answers.
+state() {
+  local answer
+  if answer=$(ask ACTIVE gcloud compute tpus queued-resources describe "${OPTION[name]}" "${WHERE[@]}" "--format=value(state.state)" 2>&1); then
+    tail -n 1 <<< "$answer"
+  elif grep -qiE 'not[ _]?found' <<< "$answer"; then
+    echo GONE
+  else
+    echo UNKNOWN
+  fi
+}
+
+# What the run says of itself on host 0: running, finished, preempted, failed, absent; unreachable where nobody answers.
+training() {
+  ask finished gcloud compute tpus tpu-vm ssh "${OPTION[name]}" "${WHERE[@]}" --worker=0 "--command=
+if systemctl is-active --quiet electra_jax; then echo running
+elif [ ! -e electra_jax/train.log ]; then echo absent
+elif tail -n 5 electra_jax/train.log | grep -qE '^finished at step| is finished: '; then echo finished
+elif tail -n 5 electra_jax/train.log | grep -qE '^(preempted|error: this process could not join)'; then echo preempted
+else echo failed; fi" || echo unreachable
+}
+
+# What fails for a moment is tried again at the next look.
+try() {
+  "$@" || echo "$(date '+%F %T')  that failed; tried again in ${OPTION[poll]} s"
+}
+
+remake() {
+  remove && request
+}
+
+prepare() {
+  install && start_training
+}
+
+# Until the run is finished: waits for the slice, starts the run on it, makes it again when it is gone. A run that has
+# failed is started again, since a host that dies takes the others with it; three times without a step in between.
+watch() {
+  local now doing failures=0
+  while true; do
+    now=$(state)
+    doing=
+    [[ $now != ACTIVE ]] || doing=$(training)
+    echo "$(date '+%F %T')  slice $now${doing:+, training $doing}"
+    case $now/$doing in
+      ACTIVE/finished) return 0 ;;
+      ACTIVE/running) failures=0 ;;
+      ACTIVE/absent) try prepare ;;
+      ACTIVE/preempted) try start_training ;;
+      ACTIVE/failed)
+        failures=$((failures + 1))
+        if [[ $failures -gt 3 ]]; then
+          try show_last_lines
+          die "the run has failed $failures times in a row: see $0 logs"
+        fi
+        try start_training
+        ;;
+      SUSPENDED/ | SUSPENDING/ | FAILED/) try remake ;;
+      GONE/) try request ;;
+    esac
+    [[ $DRY_RUN == 0 ]] || return 0
+    sleep "${OPTION[poll]}"
+  done
+}
+
+show_last_lines() {
+  on_hosts 0 "tail -n 5 electra_jax/train.log"
+}
+
+case $ACTION in
+  start)
+    check_start_options
+    [[ $DRY_RUN == 0 ]] || request
+    log=${OPTION[name]}.watch.log
+    again=("$0" watch)
+    for name in "${!OPTION[@]}"; do again+=("--$name=${OPTION[$name]}"); done
+    [[ ${#TRAIN_ARGS[@]} == 0 ]] || again+=(-- "${TRAIN_ARGS[@]}")
+    printf '+ nohup setsid'; printf ' %q' "${again[@]}"; printf ' > %q &\n' "$log"
+    if [[ $DRY_RUN == 1 ]]; then
+      install
+      start_training
+    else
+      nohup setsid "${again[@]}" > "$log" 2>&1 &
+      echo $! > "${OPTION[name]}.watch.pid"
+      echo "it is watched from this machine, which must stay on: tail -F $log"
+    fi
+    ;;
+  watch)
+    check_start_options
+    watch
+    ;;
+  status)
+    run gcloud compute tpus queued-resources describe "${OPTION[name]}" "${WHERE[@]}" "--format=value(state.state)"
+    on_hosts all "systemctl is-active electra_jax; tail -n 1 electra_jax/train.log"
+    ;;
+  logs) show_logs ;;
+  stop | delete)
+    # Else the watch would start it again.
+    if [[ -f ${OPTION[name]}.watch.pid ]]; then
+      run kill "$(cat "${OPTION[name]}.watch.pid")" || true
+      run rm "${OPTION[name]}.watch.pid"
+    fi
+    if [[ $ACTION == stop ]]; then stop_training; else remove; fi
+    ;;
+esac
