@@ -276,7 +276,7 @@ def _overrun(message: str, config: Config, slices: Topology) -> str:
         helps.append("--config.mesh.fsdp=-1 --config.mesh.data=1")
     helps.append("a smaller train.batch_size")
     return (
-        f"it does not fit: a step of config.train.batch_size={config.train.batch_size} {by} on a device of {slices}; what would help: "
+        f"it does not fit: a step of config.train.batch_size={config.train.batch_size} {by} on a device of {slices}; helpful: "
         + ", ".join(helps)
     )
 
