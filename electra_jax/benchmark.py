@@ -18,6 +18,7 @@ from electra_jax.analysis.hardware import peak_flops
 from electra_jax.config import Config
 from electra_jax.data import build
 from electra_jax.inputs import Inputs
+from electra_jax.training.loop import Position
 from electra_jax.training.setup import Setup
 
 
@@ -56,7 +57,8 @@ def benchmark(config: Config, steps: int, warmup: int = 3) -> dict[str, Any]:
     prepared = build.prepare(config)
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size)
     size = config.train.batch_size
-    batches = Inputs(setup, prepared).training(0)
+    inputs = Inputs(setup, prepared)
+    batches = inputs.training(Position(0, 0))
     state = setup.init()
     seconds = []
     for _ in range(warmup + steps):

@@ -14,7 +14,7 @@ import absl.logging
 import ml_collections
 from etils import epath
 
-from electra_jax import config_loading
+from electra_jax import config_loading, storage
 from electra_jax.config import Config
 from electra_jax.errors import RunFailed, UserError
 
@@ -126,25 +126,20 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]
 
 def local_path(name: str, value: str) -> Path:
     """`value` as a path on this machine; raises `UserError` for one on remote storage."""
-    if is_remote(value):
+    if storage.is_remote(value):
         raise UserError(f"{name}={value}: this must be a path on this machine")
     return Path(value).expanduser()
 
 
 def work_directory(value: str) -> epath.Path:
     """`--workdir`: a path on this machine or in a bucket; raises `UserError` for one that cannot be reached."""
-    if not is_remote(value):
-        return epath.Path(value).expanduser().absolute()
+    if not storage.is_remote(value):
+        return storage.absolute(value)
     if not value.startswith("gs://"):
         raise UserError(f"--workdir={value}: of remote storage, gs://BUCKET/PATH alone is supported")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"--workdir={value} needs an extra: pip install 'electra_jax[gcs]'")
     return epath.Path(value)
-
-
-def is_remote(path: str | epath.Path) -> bool:
-    """Whether a path is in a bucket."""
-    return "://" in str(path)
 
 
 def make_directory(name: str, path: epath.Path) -> None:
@@ -168,4 +163,4 @@ def use_compilation_cache(directory: epath.Path) -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(directory if is_remote(directory) else directory.absolute()))
+        jax.config.update("jax_compilation_cache_dir", str(storage.absolute(directory)))

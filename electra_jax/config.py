@@ -5,7 +5,7 @@ makes these dataclasses of it. What needs devices (the mesh) is checked when the
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 # What a changed setting means for a run that is resumed.
 FREE = "free"  # no effect on the numbers, or only on how they are computed
@@ -23,17 +23,45 @@ class DataConfig:
     """Text, and the records made of it."""
 
     source: str = setting(
-        "embedded", "files or globs, comma-separated (.txt, .jsonl; also .gz, .xz, .zst), or `embedded`", REFUSE
+        "embedded",
+        "what to read, comma-separated, here or in gs://: files and globs (.txt, .jsonl, also .gz, .xz, .zst; .parquet), folders "
+        "of Hugging Face's or TFDS data sets, tfds:NAME[@SPLIT], or `embedded`",
+        REFUSE,
     )
-    text_field: str = setting("text", "the field of a JSON line that holds the text", REFUSE)
+    text_field: str = setting("text", "field or column of the text; or comma-separated: one a part of source", REFUSE)
+    weights: tuple[float, ...] = setting(
+        (), "how much of each part of source; none: all of them, once an epoch", REFUSE
+    )
+    weights_are: Literal["epochs", "shares"] = setting(
+        "epochs",
+        "what weights say: how often a part is read while one of 1 is read once, or its share of the sequences",
+        REFUSE,
+    )
     document_separator: Literal["blank_line", "line"] = setting(
         "blank_line", "what ends a document in plain text: a blank line, or each line", REFUSE
     )
-    max_seq_length: int = setting(128, "tokens in a record, [CLS] and [SEP] included", REFUSE)
+    max_broken_fraction: float = setting(0.01, "share of broken or empty documents above which preparing stops", FREE)
+    deduplicate: bool = setting(False, "leave out documents whose text has come before", REFUSE)
+    near_duplicates: float = setting(
+        0.0,
+        "leave out documents this similar to an earlier one (Jaccard of words in fives; extra `[dedup]`); 0: none",
+        REFUSE,
+    )
+    max_seq_length: int = setting(128, "tokens in a sequence, [CLS] and [SEP] included", REFUSE)
+    curriculum_lengths: tuple[int, ...] = setting((), "shorter lengths the run begins with, such as (128,)", REFUSE)
+    curriculum_steps: tuple[int, ...] = setting((), "the step at which each of those ends", REFUSE)
     packing: Literal["packed", "two_segments"] = setting(
         "packed", "`packed`: whole text, documents isolated; `two_segments`: the reference's padded pairs", REFUSE
     )
     validation_fraction: float = setting(0.01, "share of the documents held out, chosen by hash of the text", REFUSE)
+    shuffle: Literal["full", "blocks"] = setting(
+        "full",
+        "`full`: any sequence next; `blocks`: blocks of neighbours, read at once, and sequences in a window of them",
+        REFUSE,
+    )
+    shuffle_block: int = setting(256, "`blocks`: sequences in a block", REFUSE)
+    shuffle_window: int = setting(64, "`blocks`: blocks that are mixed with each other, held in memory", REFUSE)
+    shard_bytes: int = setting(64 * 2**20, "bytes of text that one worker prepares at a time", REFUSE)
     directory: str = setting("datasets", "where prepared data sets and trained tokenizers are kept", FREE)
 
 
@@ -41,20 +69,12 @@ class DataConfig:
 class TokenizerConfig:
     """The vocabulary: trained on the text, or given."""
 
-    kind: Literal["wordpiece", "unigram", "bpe"] = setting(
-        "wordpiece", "WordPiece, or SentencePiece unigram or BPE", REFUSE
-    )
+    kind: Literal["wordpiece", "unigram", "bpe"] = setting("wordpiece", "WordPiece, or SentencePiece's", REFUSE)
     vocab_size: int = setting(30522, "size of a vocabulary that is trained", REFUSE)
-    vocab_file: str = setting(
-        "", "an existing vocab.txt (WordPiece) or .model (SentencePiece) instead of training one", REFUSE
-    )
+    vocab_file: str = setting("", "an existing vocab.txt or SentencePiece .model instead of training one", REFUSE)
     lowercase: bool = setting(True, "lower-case the text", REFUSE)
-    strip_accents: bool | None = setting(
-        None, "strip accents (WordPiece); None: when lower-casing, as BERT does", REFUSE
-    )
-    training_bytes: int = setting(
-        200_000_000, "bytes of text, sampled over all files, that a vocabulary is trained on", REFUSE
-    )
+    strip_accents: bool | None = setting(None, "strip accents (WordPiece); None: when lower-casing, as BERT", REFUSE)
+    training_bytes: int = setting(200_000_000, "bytes of text, drawn evenly, that a vocabulary is trained on", REFUSE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +124,10 @@ class ModelConfig:
     attention_probs_dropout_prob: float = setting(0.1, "dropout on attention weights", WARN)
     initializer_range: float = setting(0.02, "standard deviation of the truncated normal", REFUSE)
     layer_norm_eps: float = setting(1e-12, "added to the variance in LayerNorm", REFUSE)
-    dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", "of the computation; parameters are always float32", WARN
-    )
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "of the computation; parameters are float32", WARN)
     remat: Literal["none", "dots", "full"] = setting(
         "none", "what the backward pass computes again in each layer: nothing, all but products with weights, all", FREE
     )
-
     attention: Literal["auto", "reference", "cudnn"] = setting(
         "auto",
         "how attention is computed; `auto`: by cuDNN where it is there and can do it (bfloat16, no dropout)",
@@ -154,9 +171,7 @@ class ObjectiveConfig:
     """Replaced-token detection (Clark et al., 2020, section 2)."""
 
     mask_prob: float = setting(0.15, "share of the real tokens that is predicted", WARN)
-    mask_token_prob: float = setting(
-        0.85, "share of those that the generator sees as [MASK]; the rest it sees unchanged", WARN
-    )
+    mask_token_prob: float = setting(0.85, "share of those shown to the generator as [MASK]; the rest as it is", WARN)
     gen_weight: float = setting(1.0, "weight of the generator's masked-LM loss", WARN)
     disc_weight: float = setting(50.0, "weight of the discriminator's loss", WARN)
     mask_sampling: Literal["without_replacement", "with_replacement"] = setting(
@@ -214,13 +229,12 @@ class TrainConfig:
     """Steps and batches."""
 
     batch_size: int = setting(128, "sequences a step, over all devices", WARN)
+    curriculum_batch_sizes: tuple[int, ...] = setting(
+        (), "sequences a step at each length of it; none: batch_size", WARN
+    )
     num_train_steps: int = setting(1_000_000, "where the run and its schedule end", WARN)
-    gradient_accumulation_steps: int = setting(
-        1, "parts a batch is computed in; does not change the numbers beyond rounding", FREE
-    )
-    replicas: int = setting(
-        1, "parts of a batch for the `per_replica` settings; the cores of the reference's TPU", WARN
-    )
+    gradient_accumulation_steps: int = setting(1, "parts a batch is computed in; changes nothing but rounding", FREE)
+    replicas: int = setting(1, "parts of a batch for the `per_replica` settings; the reference's TPU cores", WARN)
     hang_timeout: int = setting(
         1800, "seconds without a step, compilation included, after which a process ends with its stacks; 0: never", FREE
     )
@@ -268,6 +282,14 @@ class MeshConfig:
     tensor: int = setting(1, "devices that share heads, feed-forward and vocabulary", FREE)
 
 
+class Phase(NamedTuple):
+    """Steps of a run that have one length."""
+
+    length: int
+    batch_size: int
+    end: int | None  # the step at which the next begins
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
@@ -283,3 +305,15 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     reporting: ReportingConfig = ReportingConfig()
     mesh: MeshConfig = MeshConfig()
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The lengths that the run goes through: those of the curriculum, then `data.max_seq_length`."""
+        data, train = self.data, self.train
+        sizes = train.curriculum_batch_sizes or (train.batch_size,) * len(data.curriculum_lengths)
+        first = [Phase(*phase) for phase in zip(data.curriculum_lengths, sizes, data.curriculum_steps, strict=True)]
+        return (*first, Phase(data.max_seq_length, train.batch_size, None))
+
+    def phase(self, step: int) -> Phase:
+        """That of the update after `step` others."""
+        return next(phase for phase in self.phases if phase.end is None or step < phase.end)

@@ -99,7 +99,9 @@ def validate(config: Config) -> None:
     """Refuses values and combinations that cannot work, one line each; raises `UserError`."""
     values = {name: value for name, (value, _) in leaves(config).items()}
     # One after the other: the later ones divide by what the first have seen to be above 0.
-    for fits, name, expected in itertools.chain(_ranges(config), _data_and_model(config), _training(config)):
+    for fits, name, expected in itertools.chain(
+        _ranges(config), _data_and_model(config), _sources(config), _training(config)
+    ):
         if not fits:
             _fail(name, values[name], expected)
     sizes = dataclasses.asdict(config.mesh)
@@ -147,21 +149,51 @@ def _data_and_model(config: Config) -> Iterator[_Check]:
     yield fits, "model.tied_embeddings", f"true where model.towers={model.towers}: one tower has nothing to untie"
 
 
+def _sources(config: Config) -> Iterator[_Check]:
+    data = config.data
+    parts = [part for part in data.source.split(",") if part.strip()]
+    fields = [field for field in data.text_field.split(",") if field.strip()]
+    of = f"{len(parts)}, for each comma-separated part of data.source"
+    yield len(fields) in (1, len(parts)), "data.text_field", f"one name, or {of}"
+    yield len(data.weights) in (0, len(parts)), "data.weights", f"none, or {of}"
+    yield all(weight > 0 for weight in data.weights), "data.weights", "numbers above 0"
+    yield data.near_duplicates <= 1, "data.near_duplicates", "a similarity of at most 1; 0: none are left out"
+    yield data.shuffle_block % 16 == 0, "data.shuffle_block", "a multiple of 16, the sequences that are stored together"
+    lengths, steps = data.curriculum_lengths, data.curriculum_steps
+    yield (
+        len(lengths) == len(steps),
+        "data.curriculum_steps",
+        f"one step for each of data.curriculum_lengths, {lengths}",
+    )
+    yield (
+        list(steps) == sorted({*steps} - {0}),
+        "data.curriculum_steps",
+        "steps above 0, each later than the one before",
+    )
+    fits = all(8 <= n < data.max_seq_length for n in lengths)
+    yield fits, "data.curriculum_lengths", f"lengths of 8 or more below data.max_seq_length, {data.max_seq_length}"
+    yield len({*lengths}) == len(lengths), "data.curriculum_lengths", "different lengths"
+    sizes = config.train.curriculum_batch_sizes
+    yield len(sizes) in (0, len(lengths)), "train.curriculum_batch_sizes", f"none, or one for each of {lengths}"
+    yield all(size > 0 for size in sizes), "train.curriculum_batch_sizes", "numbers above 0"
+
+
 def _training(config: Config) -> Iterator[_Check]:
     objective, optimizer, train = config.objective, config.optimizer, config.train
     fits = optimizer.cooldown_steps <= train.num_train_steps
     yield fits, "optimizer.cooldown_steps", f"at most train.num_train_steps, {train.num_train_steps}"
     fits = optimizer.schedule == "wsd" or not optimizer.cooldown_steps
     yield fits, "optimizer.cooldown_steps", "0 unless optimizer.schedule=wsd"
-    fits = train.batch_size % train.replicas == 0
-    yield fits, "train.replicas", f"a divisor of train.batch_size, {train.batch_size}"
     fits = train.replicas == 1 or "per_replica" in (objective.loss_mean, optimizer.clipping)
     yield fits, "train.replicas", "1 unless objective.loss_mean or optimizer.clipping is per_replica"
-    share, of = train.batch_size, "train.batch_size"
-    if train.replicas > 1:
-        share, of = share // train.replicas, "train.batch_size / train.replicas"
-    fits = share % train.gradient_accumulation_steps == 0
-    yield fits, "train.gradient_accumulation_steps", f"a divisor of {of}, {share}"
+    named = [("train.batch_size", train.batch_size)]
+    named += [("train.curriculum_batch_sizes", size) for size in train.curriculum_batch_sizes]
+    for name, size in named:
+        yield size % train.replicas == 0, "train.replicas", f"a divisor of {name}, {size}"
+        of = name if train.replicas == 1 else f"{name} / train.replicas"
+        share = size // train.replicas
+        fits = share % train.gradient_accumulation_steps == 0
+        yield fits, "train.gradient_accumulation_steps", f"a divisor of {of}, {share}"
 
 
 _POSITIVE = {
@@ -170,6 +202,7 @@ _POSITIVE = {
     "initializer_range", "layer_norm_eps", "temperature", "learning_rate", "eps", "clip_norm", "batch_size",
     "num_train_steps", "gradient_accumulation_steps", "replicas", "interval_steps",
     "layerwise_decay", "save_interval_steps", "max_to_keep", "heartbeat_timeout", "join_timeout",
+    "shuffle_block", "shuffle_window", "shard_bytes",
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "gen_weight",
@@ -180,8 +213,16 @@ _NOT_NEGATIVE = {
     "max_records",
     "keep_period",
     "hang_timeout",
+    "near_duplicates",
 }
-_FRACTIONS = {"validation_fraction", "hidden_dropout_prob", "attention_probs_dropout_prob", "beta1", "beta2"}
+_FRACTIONS = {
+    "validation_fraction",
+    "max_broken_fraction",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "beta1",
+    "beta2",
+}
 
 
 def _fail(name: str, value: Any, expected: str) -> NoReturn:

@@ -27,8 +27,8 @@ def main(argv: list[str]) -> None:
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)
     inputs = Inputs(setup, prepared)
     if not inputs.has_held_out:
-        raise UserError(f"{prepared.directory} has no held-out split: config.data.validation_fraction was 0")
-    figures = setup.evaluate(checkpoint.restore_params(origin, setup.abstract.params), inputs.held_out())
+        raise UserError(f"{prepared.directories[0]} has no held-out split: config.data.validation_fraction was 0")
+    figures = setup.evaluate(checkpoint.restore_params(origin, setup.abstract.params), inputs.held_out(origin.step))
     print(f"step {origin.step} of {args.workdir}, held out:")
     for name, value in figures.items():
         print(f"  {name:28} {value:.5f}")

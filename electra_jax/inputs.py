@@ -1,5 +1,6 @@
 """The data of a run, as batches on its mesh."""
 
+import itertools
 from collections.abc import Iterator
 
 import jax
@@ -7,35 +8,45 @@ import numpy as np
 
 from electra_jax.data import pipeline
 from electra_jax.data.build import Prepared
-from electra_jax.data.dataset import TRAIN, VALIDATION
+from electra_jax.data.dataset import VALIDATION
+from electra_jax.training.loop import Position
 from electra_jax.training.setup import Setup
 
 
 class Inputs:
-    """Training and held-out batches of a prepared data set for a setup."""
+    """Training and held-out batches of prepared data for a setup."""
 
     def __init__(self, setup: Setup, prepared: Prepared):
-        self._setup = setup
-        self._train = pipeline.Records(prepared.directory, TRAIN)
-        has_held_out = VALIDATION in prepared.metadata
-        self._held_out = pipeline.Records(prepared.directory, VALIDATION) if has_held_out else None
-        self.num_records = len(self._train)
+        self._setup, self._sets = setup, prepared.sets
+        config = setup.config
+        self._sequences = {
+            length: pipeline.Sequences(sets, config.data, config.seed) for length, sets in prepared.sets.items()
+        }
+        self.has_held_out = any(VALIDATION in made.metadata for made in prepared.sets[config.data.max_seq_length])
 
-    @property
-    def has_held_out(self) -> bool:
-        """Whether anything is held out."""
-        return self._held_out is not None
+    def num_sequences(self, length: int) -> int:
+        """Training sequences of this length, of all sources."""
+        return len(self._sequences[length])
 
-    def training(self, sequences: int) -> Iterator[jax.Array]:
-        """Batches `[B, L]` from a position in the data on, without end."""
-        config, size = self._setup.config, self._setup.config.train.batch_size
-        rows = self._setup.rows(size)
-        return self._setup.place(pipeline.training_batches(self._train, config.seed, sequences, size, rows), size)
+    def read_per_used(self, length: int) -> float:
+        """Bytes that this process has read for each that it used, of the data of this length."""
+        return self._sequences[length].read_per_used()
 
-    def held_out(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """This process's rows of the held-out batches, for `Setup.evaluate`."""
+    def training(self, start: Position) -> Iterator[jax.Array]:
+        """Batches `[B, L]` from a position on, without end; `B` and `L` are those of the phase of each step."""
+        for phase in self._setup.config.phases:
+            if phase.end is not None and start.step >= phase.end:
+                continue
+            size, rows = phase.batch_size, self._setup.rows(phase.batch_size)
+            batches = pipeline.training_batches(self._sequences[phase.length], start.sequences, size, rows)
+            steps = None if phase.end is None else phase.end - start.step
+            yield from self._setup.place(itertools.islice(batches, steps), size)
+            start = Position(start.step + (steps or 0), 0)
+
+    def held_out(self, step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """This process's rows of the held-out batches, for `Setup.evaluate`, of the length trained on up to `step`."""
         settings = self._setup.config.evaluation
-        size = self._setup.evaluation_batch_size
+        size, length = self._setup.evaluation_batch_size, self._setup.config.phase(max(0, step - 1)).length
         return pipeline.evaluation_batches(
-            self._held_out, size, settings.max_records, self._setup.ids.pad, self._setup.rows(size)
+            self._sets[length], size, settings.max_records, self._setup.ids.pad, self._setup.rows(size)
         )

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import math
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -12,16 +11,16 @@ from typing import Any
 
 import filelock
 import jax
-import numpy as np
 from etils import epath
 
-from electra_jax import cli, config_loading, distributed
+from electra_jax import cli, config_loading, distributed, storage
 from electra_jax.analysis.flops import step_flops
 from electra_jax.analysis.hardware import peak_flops
 from electra_jax.config import Config
 from electra_jax.data import build
 from electra_jax.data import tokenizer as tokenizer_lib
-from electra_jax.errors import RunFailed, UserError
+from electra_jax.errors import UserError
+from electra_jax.failure import explain_failure
 from electra_jax.inputs import Inputs
 from electra_jax.models.electra import Params
 from electra_jax.reporting import run_info
@@ -33,7 +32,6 @@ from electra_jax.training.checkpoint import Checkpoints, Origin, Saved
 from electra_jax.training.interrupts import Interrupts
 from electra_jax.training.setup import Setup, mesh_of
 from electra_jax.training.state import TrainState
-from electra_jax.training.step import make_diagnosis
 
 
 def main(argv: list[str]) -> int:
@@ -66,7 +64,7 @@ def _locked(workdir: epath.Path) -> Iterator[None]:
     distributed.first_then_others(lambda: cli.make_directory("--workdir", workdir), "--workdir")
     distributed.check_shared("--workdir", workdir)
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
-    held = distributed.is_first() and not cli.is_remote(workdir)
+    held = distributed.is_first() and not storage.is_remote(workdir)
     error = None
     try:
         if held:
@@ -112,7 +110,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
     distributed.check_same(prepared.digest, "the data set")
     if saved and saved.data and saved.data != prepared.digest:
         raise UserError(
-            f"{origin} was trained on other data than {prepared.directory} holds (digest {saved.data}, now {prepared.digest}), "
+            f"{origin} was trained on other data than {prepared.directories[0]} holds ( {saved.data}, now {prepared.digest}), "
             "so it cannot be resumed: put the old text back, or start a new run with --init"
         )
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)
@@ -133,7 +131,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
     with Interrupts(mesh, config.train.hang_timeout) as interrupts:
         try:
             end, state, position = loop.train(
-                config, state, start, setup.train_step, inputs.training(start.sequences),
+                config, state, start, setup.train_step, inputs.training(start),
                 _evaluator(setup, inputs, interrupts), checkpoints,
                 Saved(config, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json()), reporter,
                 interrupts, evaluation_due,
@@ -143,7 +141,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
             checkpoints.close()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is saved, what is left takes no time
     if end == loop.End.NOT_FINITE:
-        _explain_failure(setup, state, start, inputs, workdir)
+        explain_failure(setup, state, start, inputs, workdir)
     if end == loop.End.FINISHED:
         distributed.say(f"finished at step {position.step:,}; everything about the run is in {workdir}")
         return 0
@@ -223,7 +221,7 @@ def _start(
 def _resolved(setup: Setup, prepared: build.Prepared, inputs: Inputs) -> dict[str, Any]:
     """What is known of the run before its first step."""
     config = setup.config
-    batch, steps = config.train.batch_size, config.train.num_train_steps
+    batch, phases = config.train.batch_size, _phases(config, inputs)
     peak, peak_source = peak_flops(jax.devices()[0], config.model.dtype)
     return {
         "devices": run_info.devices(),
@@ -235,28 +233,46 @@ def _resolved(setup: Setup, prepared: build.Prepared, inputs: Inputs) -> dict[st
         },
         "compute": {"dtype": config.model.dtype, "attention": setup.attention, "remat": config.model.remat},
         "parameters": setup.parameter_count(),
-        "model_flops": step_flops(config, prepared.tokenizer.vocab_size),
+        "model_flops": step_flops(config, prepared.tokenizer.vocab_size),  # of the last phase
         "peak_flops": {"per_device": peak, "source": peak_source},
-        "planned": {
-            "steps": steps,
-            "tokens": steps * batch * config.data.max_seq_length,
-            "epochs": steps * batch / inputs.num_records,
+        "planned": {"steps": config.train.num_train_steps, "tokens": sum(phase["tokens"] for phase in phases)},
+        "phases": phases,
+        "data": {"directories": prepared.directories, "digest": prepared.digest},
+        "tokenizer": {
+            "size": prepared.tokenizer.vocab_size,
+            "digest": tokenizer_lib.digest(prepared.tokenizer),
         },
-        "data": {"directory": str(prepared.directory), "records": inputs.num_records, "digest": prepared.digest},
-        "tokenizer": {"size": prepared.tokenizer.vocab_size, "digest": prepared.metadata["vocabulary"]},
         "versions": run_info.versions(),
     }
+
+
+def _phases(config: Config, inputs: Inputs) -> list[dict[str, Any]]:
+    """What is planned at each length."""
+    found, begin = [], 0
+    for length, batch_size, end in config.phases:
+        steps = max(0, (end or config.train.num_train_steps) - begin)
+        sequences = steps * batch_size
+        found.append(
+            {"length": length, "batch_size": batch_size, "steps": steps, "tokens": sequences * length,
+             "epochs": sequences / inputs.num_sequences(length)}
+        )  # fmt: skip
+        begin = end
+    return found
 
 
 def _reporter(
     setup: Setup, inputs: Inputs, workdir: epath.Path, start: loop.Position, info: dict[str, Any]
 ) -> Reporter:
     config = setup.config
-    tokens = config.train.batch_size * config.data.max_seq_length
     peak = info["peak_flops"]["per_device"] * setup.mesh.size
 
-    def throughput(step_seconds: float) -> dict[str, float]:
-        return {"tokens_per_second": tokens / step_seconds, "utilisation": info["model_flops"] / step_seconds / peak}
+    def throughput(step: int, step_seconds: float) -> dict[str, float]:
+        phase = config.phase(step - 1)
+        return {
+            "tokens_per_second": phase.batch_size * phase.length / step_seconds,
+            "utilisation": step_flops(config, setup.architecture.vocab_size, phase) / step_seconds / peak,
+            "data_read_per_used": inputs.read_per_used(phase.length),
+        }
 
     writers = []
     if distributed.is_first():
@@ -269,45 +285,13 @@ def _reporter(
 
 def _evaluator(
     setup: Setup, inputs: Inputs, interrupts: Interrupts
-) -> Callable[[Params], dict[str, float] | None] | None:
-    """params -> held-out figures, unless a signal comes in between; None where nothing is held out."""
+) -> Callable[[Params, int], dict[str, float] | None] | None:
+    """(params, step) -> held-out figures, unless a signal comes in between; None where nothing is held out."""
 
-    def evaluate(params: Params) -> dict[str, float] | None:
-        return setup.evaluate(params, inputs.held_out(), lambda: interrupts.poll() is not None)
+    def evaluate(params: Params, step: int) -> dict[str, float] | None:
+        return setup.evaluate(params, inputs.held_out(step), lambda: interrupts.poll() is not None)
 
     return evaluate if inputs.has_held_out else None
-
-
-def _explain_failure(
-    setup: Setup, state: TrainState, start: loop.Position, inputs: Inputs, workdir: epath.Path
-) -> None:
-    """Writes down the step that was not finite, and ends the run.
-
-    The state is the one that step started from, and its batch follows from its position.
-    """
-    step = int(state.failed_step)
-    batch = next(inputs.training(start.sequences + (step - start.step) * setup.config.train.batch_size))
-    diagnose = make_diagnosis(setup.config, setup.architecture, setup.ids, setup.mesh)
-    found = jax.device_get(diagnose(state.params, step, batch))
-    scalars = {
-        name: {key: float(value) if math.isfinite(value) else str(value) for key, value in found.pop(name).items()}
-        for name in ("losses", "gradient_norms_by_group", "gradient_norms")
-    }
-    arrays, report = workdir / f"failure-{step}.npz", workdir / f"failure-{step}.json"
-    if distributed.is_first():
-        with arrays.open("wb") as file:
-            np.savez_compressed(file, **found)
-        report.write_text(json.dumps({"step": step, **scalars}, indent=1))
-    kept = checkpoint.saved_steps(workdir / "checkpoints")
-    skip = ",".join(map(str, sorted({*setup.config.train.skip_steps, step})))
-    raise RunFailed(
-        f"step {step} gave a loss or gradient that is not finite: {run_info.text(scalars['losses'])}; gradient norms "
-        f"{run_info.text(scalars['gradient_norms_by_group'])}. The batch, masked positions and samples are in {arrays}, all "
-        f"gradients' norms in {report}. "
-        + (f"The last checkpoint, step {kept[-1]}, is from before" if kept else "No checkpoint was saved before")
-        + f". To pass over this batch, run the same command with --config.train.skip_steps={skip}; if it comes again, "
-        "lower optimizer.learning_rate"
-    )
 
 
 if __name__ == "__main__":

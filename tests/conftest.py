@@ -1,9 +1,11 @@
 """Shared fixtures. Tests run on eight simulated CPU devices; most use one of them."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Compiling takes most of the tests' time, and the programs run for a moment only: not optimised, they come sooner.
@@ -13,11 +15,12 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
+import numpy as np
 import pytest
 
 from electra_jax import config as config_lib
 from electra_jax import config_loading
-from electra_jax.data import build
+from electra_jax.data import build, pipeline, readers, sources
 from electra_jax.training import partitioning
 from electra_jax.training.setup import Setup
 
@@ -62,12 +65,21 @@ def small_config(**sections) -> config_lib.Config:
 @pytest.fixture(scope="session")
 def corpus_file(tmp_path_factory) -> Path:
     """About 400 documents of the embedded corpus as plain text."""
-    from electra_jax.data import corpus
-
-    documents = [text for _, text in zip(range(400), corpus.documents(config_lib.DataConfig()))]
     path = tmp_path_factory.mktemp("text") / "corpus.txt"
-    path.write_text("\n\n".join(documents))
+    path.write_text("\n\n".join(embedded_documents(400)))
     return path
+
+
+def embedded_documents(count: int) -> list[str]:
+    """The first documents of the embedded corpus."""
+    return list(itertools.islice(documents(config_lib.DataConfig()), count))
+
+
+def documents(data: config_lib.DataConfig) -> Iterator[str | readers.Broken]:
+    """Every document of a source."""
+    for corpus in sources.corpora(data):
+        for pieces in sources.make_plan(corpus, data.shard_bytes).shards:
+            yield from readers.documents(pieces, data.document_separator)
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +91,16 @@ def data_directory(tmp_path_factory) -> Path:
 def prepared(corpus_file, data_directory) -> build.Prepared:
     """The test configuration's data set."""
     return build.prepare(with_data(small_config(), corpus_file, data_directory), say=lambda text: None)
+
+
+def first_batch(config: config_lib.Config, prepared: build.Prepared) -> np.ndarray:
+    """The rows of a run's first batch."""
+    return next(pipeline.training_batches(sequences(config, prepared), 0, config.train.batch_size))
+
+
+def sequences(config: config_lib.Config, prepared: build.Prepared) -> pipeline.Sequences:
+    """The training sequences of a run."""
+    return pipeline.Sequences(prepared.sets[config.data.max_seq_length], config.data, config.seed)
 
 
 def with_data(config: config_lib.Config, corpus_file: Path, directory: Path) -> config_lib.Config:

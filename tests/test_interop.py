@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import ROOT, process_env, small_config
+from conftest import ROOT, embedded_documents, process_env, small_config
 from runs import TEXTS, make_run, random_params, restored, tokenizer
 from safetensors.numpy import load_file, save_file
 
@@ -100,10 +100,7 @@ def test_token_ids_equal_auto_tokenizers(kind, lowercase, embedded_texts, tmp_pa
 
 @pytest.fixture(scope="module")
 def embedded_texts():
-    from electra_jax.config import DataConfig
-    from electra_jax.data import corpus
-
-    return [text for _, text in zip(range(300), corpus.documents(DataConfig()))]
+    return embedded_documents(300)
 
 
 def equal_files(one, other, names):

@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, make_setup, small_config
+from conftest import ROOT, first_batch, make_setup, small_config
 from jax.sharding import NamedSharding
 
 from electra_jax import cli
 from electra_jax.analysis import hlo
 from electra_jax.config import Config, MeshConfig
-from electra_jax.data import pipeline
 from electra_jax.models.electra import by_name
 from electra_jax.models.generator import VOCAB_BLOCK
 from electra_jax.objectives.layout import TokenIds
@@ -41,8 +40,7 @@ def setup_of(config, prepared) -> Setup:
 def gradients_of(config, prepared):
     """Initial parameters, loss, gradients and samples of the first batch."""
     setup = setup_of(config, prepared)
-    records = pipeline.Records(prepared.directory, "train")
-    rows = next(pipeline.training_batches(records, config.seed, 0, config.train.batch_size))
+    rows = first_batch(config, prepared)
     (ids,) = setup.place([rows], config.train.batch_size)
 
     def compute(params, ids):
@@ -113,8 +111,7 @@ def test_every_leaf_is_laid_out_by_the_rules():
 def test_a_step_leaves_every_leaf_where_it_was(prepared, mesh):
     config = on_mesh(mesh, **HARD)
     setup = setup_of(config, prepared)
-    records = pipeline.Records(prepared.directory, "train")
-    rows = next(pipeline.training_batches(records, config.seed, 0, config.train.batch_size))
+    rows = first_batch(config, prepared)
     (ids,) = setup.place([rows], config.train.batch_size)
     state, metrics = setup.train_step(setup.init(), ids)
     for (name, leaf), wanted in zip(by_name(state).items(), by_name(setup.abstract).values(), strict=True):

@@ -1,63 +1,183 @@
 """Batches as a function of the position."""
 
+import collections
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
+from conftest import sequences, small_config, with_data
 
-from electra_jax.data import pipeline
+from electra_jax.config import DataConfig
+from electra_jax.data import build, order, pipeline
+from electra_jax.data.dataset import RECORD_SEQUENCES
+
+BLOCKS = {"shuffle": "blocks", "shuffle_block": 32, "shuffle_window": 4}
+
+
+def of(prepared, seed=3, **data) -> pipeline.Sequences:
+    return sequences(small_config(seed=seed, data=data), prepared)
+
+
+def take(made, count, start=0, batch_size=8, **options) -> np.ndarray:
+    return np.concatenate(list(itertools.islice(pipeline.training_batches(made, start, batch_size, **options), count)))
+
+
+def blocks_of(sizes, window, seed=0):
+    return order.shuffled_by_blocks(sizes, window, seed)
+
+
+ORDERS = {
+    "full": (lambda seed: order.fully_shuffled(150, seed), 150),
+    "blocks": (lambda seed: blocks_of([32, 32, 11, 32, 32, 11], 2, seed), 150),
+    "one window": (lambda seed: blocks_of([32, 32, 11, 32, 32, 11], 100, seed), 150),
+}
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_each_epoch_has_every_sequence_once_in_its_own_order(kind):
+    make, count = ORDERS[kind]
+    made = make(3)
+    epochs = [made(np.arange(k * count, (k + 1) * count)).tolist() for k in range(3)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs[0] != make(4)(np.arange(count)).tolist()
+    # A pure function: any positions, in any order, at any time, across the end of an epoch.
+    some = np.asarray([449, 3, 150, 149, 151, 7])
+    assert made(some).tolist() == [[*epochs[0], *epochs[1], *epochs[2]][i] for i in some]
+
+
+def test_blocks_stay_within_their_window():
+    sizes = [16] * 40
+    found = blocks_of(sizes, 4)(np.arange(640)) // 16
+    windows = [set(found[i : i + 64]) for i in range(0, 640, 64)]
+    assert all(len(window) == 4 for window in windows)
+    assert any(max(window) - min(window) > 4 for window in windows)  # the blocks themselves come in random order
+    assert len(set(blocks_of(sizes, 4)(np.arange(16)) // 16)) > 1  # and mix
+    assert len(set(order.fully_shuffled(640, 0)(np.arange(64)) // 16)) > 20  # the control
+
+
+def test_blocks_are_read_once_and_whole(prepared):
+    """Bytes read per byte used, counted; single sequences cost the record they are in."""
+    one, other = of(prepared, **BLOCKS), of(prepared)
+    count = len(one)
+    for made in (one, other):
+        for first in range(0, count, 8):
+            made.read(np.arange(first, min(first + 8, count)))
+    # The last block of the data set is padded up to whole records.
+    assert one.read_per_used() == pytest.approx(-(-count // 16) * 16 / count)
+    assert 1.5 < other.read_per_used() <= RECORD_SEQUENCES
+
+
+@pytest.mark.parametrize("shuffle", [{}, BLOCKS], ids=["full", "blocks"])
+def test_batches_go_on_from_any_position(prepared, shuffle):
+    made = of(prepared, **shuffle)
+    everything = take(made, 12)
+    np.testing.assert_array_equal(take(of(prepared, **shuffle), 5, start=7 * 8), everything[56:96])
+    assert not np.array_equal(take(made, 5, start=7 * 8 + 1), everything[56:96])
+    # Another batch size neither repeats nor skips.
+    np.testing.assert_array_equal(
+        np.concatenate([take(made, 4), take(made, 3, start=32, batch_size=12)]), take(made, 17, batch_size=4)
+    )
+    # Processes read their rows of the same batch.
+    parts = [take(of(prepared, **shuffle), 1, rows=slice(i, i + 2)) for i in range(0, 8, 2)]
+    np.testing.assert_array_equal(np.concatenate(parts), everything[:8])
+
+
+def test_batches_cross_the_end_of_an_epoch(prepared):
+    made = of(prepared)
+    expected = order.fully_shuffled(len(made), 3)(np.arange(len(made) - 5, len(made) + 3))
+    records = pipeline.Records(prepared.sets[32][0], "train")
+    np.testing.assert_array_equal(take(made, 1, start=len(made) - 5), records.read(expected))
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0), (0.15, 0.8, 0.05), (1e-3, 1.0)])
+def test_shares_of_a_mixture(weights):
+    mixed = order.mixed(weights, 0)
+    which, places = mixed(np.arange(50_000))
+    for source, weight in enumerate(weights):
+        of_source = which == source
+        assert of_source.mean() == pytest.approx(weight / sum(weights), abs=1e-4)
+        assert places[of_source].tolist() == list(range(of_source.sum()))  # none twice, none left out
+        if weight > 0.01:  # also over short stretches: the figure of each 1,000 lies within 1 % of all
+            shares = of_source.reshape(-1, 1000).mean(1)
+            assert np.abs(shares - weight / sum(weights)).max() <= 0.01
+    some = np.asarray([40_000, 5, 12_345])
+    np.testing.assert_array_equal(np.stack(mixed(some)), np.stack([which[some], places[some]]))
 
 
 @pytest.fixture(scope="module")
-def records(prepared):
-    return pipeline.Records(prepared.directory, "train")
+def two_sources(tmp_path_factory, corpus_file):
+    """The test corpus in two files, one three times as large as the other."""
+    folder = tmp_path_factory.mktemp("mixture")
+    texts = corpus_file.read_text().split("\n\n")
+    (folder / "large.txt").write_text("\n\n".join(texts[:300]))
+    (folder / "small.txt").write_text("\n\n".join(texts[300:]))
+    return folder
 
 
-def take(records, count, **options) -> np.ndarray:
-    options = {"seed": 3, "start": 0, "batch_size": 8} | options
-    return np.concatenate(list(itertools.islice(pipeline.training_batches(records, **options), count)))
+def mixture(folder, **data):
+    source = f"{folder}/large.txt,{folder}/small.txt"
+    config = with_data(small_config(), "embedded", folder / "datasets")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, source=source, **data))
 
 
-def test_each_epoch_has_every_record_once_in_its_own_order(records):
-    order = pipeline.training_order(len(records), seed=3)
-    epochs = [[int(order[i]) for i in range(k * len(records), (k + 1) * len(records))] for k in range(3)]
-    assert all(sorted(epoch) == list(range(len(records))) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
-    assert epochs[0] != [int(pipeline.training_order(len(records), seed=4)[i]) for i in range(len(records))]
+@pytest.mark.parametrize(
+    ("weights", "are", "share"),
+    [((1.0, 3.0), "shares", 0.75), ((1.0, 3.0), "epochs", None), ((1.0, 1.0), "epochs", None)],
+)
+def test_a_mixture_in_shares_and_epochs(two_sources, weights, are, share):
+    config = mixture(two_sources, weights=weights, weights_are=are)
+    prepared = build.prepare(config, say=lambda text: None)
+    assert len(prepared.sets[32]) == 2
+    made = sequences(config, prepared)
+    large, small = (pipeline.Records(one, "train") for one in prepared.sets[32])
+    # In epochs, one pass reads each as often as its weight says.
+    total = round(sum(w * len(r) for w, r in zip(weights, (large, small)))) if are == "epochs" else 4000
+    counts = collections.Counter(ids.tobytes() for ids in take(made, -(-total // 8))[:total])
+    of_small = sum(counts[ids.astype(np.int32).tobytes()] for ids in small.read(range(len(small))))
+    expected = share or weights[1] * len(small) / total
+    assert of_small / total == pytest.approx(expected, abs=0.01)
+    np.testing.assert_array_equal(take(sequences(config, prepared), 3, start=80), take(made, 13)[80:104])
 
 
-def test_batches_go_on_from_any_position(records):
-    everything = take(records, 12)
-    np.testing.assert_array_equal(take(records, 5, start=7 * 8), everything[56:96])
-    assert not np.array_equal(take(records, 5, start=7 * 8 + 1), everything[56:96])
-
-
-def test_another_batch_size_neither_repeats_nor_skips(records):
-    np.testing.assert_array_equal(
-        np.concatenate([take(records, 4), take(records, 3, start=32, batch_size=12)]), take(records, 17, batch_size=4)
-    )
-
-
-def test_batches_cross_the_end_of_an_epoch(records):
-    start = len(records) - 5
-    order = pipeline.training_order(len(records), seed=3)
-    np.testing.assert_array_equal(
-        take(records, 1, start=start), records.read([int(order[start + i]) for i in range(8)])
-    )
-
-
-def test_processes_read_their_rows_of_the_same_batch(records):
-    whole = take(records, 1)
-    parts = [take(records, 1, rows=slice(i, i + 2)) for i in range(0, 8, 2)]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
+def test_other_weights_need_no_preparing(two_sources):
+    said = []
+    build.prepare(mixture(two_sources, weights=(1.0, 3.0), weights_are="shares"), say=lambda text: None)
+    one = build.prepare(mixture(two_sources, weights=(1.0, 3.0), weights_are="shares"), say=said.append)
+    assert not said
+    tokenizer = one.tokenizer
+    other = build.prepare(mixture(two_sources, weights=(1.0, 2.0)), said.append, tokenizer)
+    assert other.directories == one.directories and not said
 
 
 @pytest.mark.parametrize("batch_size", [5, 8, 64])
-def test_evaluation_has_each_record_once(records, batch_size):
-    batches = list(pipeline.evaluation_batches(records, batch_size, max_records=23, pad=0))
+def test_evaluation_has_each_record_once(prepared, batch_size):
+    (made,) = prepared.sets[32]
+    records = pipeline.Records(made, "validation")
+    assert len(records) > 23
+    batches = list(pipeline.evaluation_batches([made], batch_size, max_records=23, pad=0))
     assert all(batch.input_ids.shape == (batch_size, 32) for batch in batches)
-    index = np.concatenate([batch.record for batch in batches])
+    index = np.concatenate([batch.record for batch in batches])[:23]
     ids = np.concatenate([batch.input_ids for batch in batches])
-    assert index[:23].tolist() == list(range(23))
-    np.testing.assert_array_equal(ids[:23], records.read(range(23)))
+    assert len(set(index.tolist())) == 23 and index.max() > 23  # from all over
+    np.testing.assert_array_equal(ids[:23], records.read(index))
     assert (ids[23:] == 0).all()
+    everything = list(pipeline.evaluation_batches([made], batch_size, max_records=0, pad=0))
+    assert np.concatenate([batch.record for batch in everything])[: len(records)].tolist() == list(range(len(records)))
+
+
+def test_evaluation_of_a_mixture(two_sources):
+    sets = build.prepare(mixture(two_sources, weights=(1.0, 1.0)), say=lambda text: None).sets[32]
+    large, small = (pipeline.Records(made, "validation") for made in sets)
+    expected = np.concatenate([large.read(range(len(large))), small.read(range(len(small)))])
+    batches = list(pipeline.evaluation_batches(sets, 8, 0, 0))
+    np.testing.assert_array_equal(np.concatenate([b.input_ids for b in batches])[: len(expected)], expected)
+    two = [list(pipeline.evaluation_batches(sets, 8, 0, 0, slice(i, i + 4))) for i in (0, 4)]
+    for whole, one, other in zip(batches, *two, strict=True):
+        np.testing.assert_array_equal(np.concatenate([one.record, other.record]), whole.record)
+        np.testing.assert_array_equal(np.concatenate([one.input_ids, other.input_ids]), whole.input_ids)
+
+
+def test_defaults_shuffle_fully():
+    assert DataConfig().shuffle == "full" and DataConfig().shuffle_block % RECORD_SEQUENCES == 0

@@ -1,5 +1,6 @@
-"""Preparing data: complete or absent, never partial; refused when it does not fit."""
+"""Preparing data: finished or not there for anyone; refused when it does not fit; nothing lost, nothing twice."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -8,13 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, process_env, run_module, small_config, with_data
+from conftest import ROOT, documents, process_env, run_module, small_config, with_data
 
-from electra_jax import config as config_lib
-from electra_jax.data import build, corpus, pipeline
+from electra_jax.data import build, dataset, pipeline, survey
+from electra_jax.data import tokenizer as tokenizer_lib
+from electra_jax.data.readers import Broken
 from electra_jax.errors import UserError
 
 
@@ -22,31 +25,77 @@ def quiet(text: str) -> None:
     del text
 
 
-def records_of(prepared: build.Prepared, split: str = "train") -> np.ndarray:
-    records = pipeline.Records(prepared.directory, split)
+def sequences_of(prepared: build.Prepared, split: str = "train", length: int = 32, number: int = 0) -> np.ndarray:
+    records = pipeline.Records(prepared.sets[length][number], split)
     return records.read(range(len(records)))
 
 
-def test_every_token_is_kept(prepared, corpus_file):
-    data = config_lib.DataConfig(source=str(corpus_file), validation_fraction=0.05)
+def metadata_of(prepared: build.Prepared) -> dict:
+    return prepared.sets[32][0].metadata
+
+
+def config_for(source, directory, **data):
+    """The test configuration on a source."""
+    return small_config(data={**data, "source": str(source), "directory": str(directory)})
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    """What is in a data set, but for what says when it was made."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != "dataset_info.json"
+    }
+
+
+def text_of(ids: np.ndarray, special) -> np.ndarray:
+    return ids[(ids != special.pad) & (ids != special.cls) & (ids != special.sep)]
+
+
+@pytest.mark.parametrize("shard_bytes", [2**20, 20_000])
+def test_every_token_is_kept(corpus_file, tmp_path, shard_bytes):
+    config = config_for(corpus_file, tmp_path, shard_bytes=shard_bytes)
+    prepared = build.prepare(config, say=quiet)
+    (shards,) = {len(metadata_of(prepared)[split]["shards"]) for split in ("train", "validation")}
+    assert shards == -(-corpus_file.stat().st_size // shard_bytes)
     for split, held_out in (("train", False), ("validation", True)):
-        texts = [t for t in corpus.documents(data) if corpus.is_held_out(t, data) == held_out]
+        texts = [t for t in documents(config.data) if survey.is_held_out(survey.digest(t), 0.05) == held_out]
         expected = np.concatenate(prepared.tokenizer.encode_batch(texts))
-        ids = records_of(prepared, split)
-        text = ids[(ids != 0) & (ids != prepared.tokenizer.special.cls) & (ids != prepared.tokenizer.special.sep)]
+        ids = sequences_of(prepared, split)
+        text = text_of(ids, prepared.tokenizer.special)
         np.testing.assert_array_equal(np.bincount(text, minlength=512), np.bincount(expected, minlength=512))
-        stats = prepared.metadata[split]
+        stats = metadata_of(prepared)[split]
         assert stats["documents"] == len(texts)
         assert stats["text_tokens"] == len(expected) == stats["source_tokens"]
         assert stats["dropped_tokens"] == 0
         assert stats["padding"] == (ids == 0).sum()
 
 
+def test_tfds_reads_it(prepared):
+    """A data set like any of TFDS's own."""
+    import tensorflow_datasets as tfds
+
+    (made,) = prepared.sets[32]
+    source = tfds.builder_from_directory(str(made.directory)).as_data_source("train")
+    ids = np.concatenate([record["input_ids"] for record in source])[: made.metadata["train"]["sequences"]]
+    np.testing.assert_array_equal(ids, sequences_of(prepared))
+
+
 def test_the_same_input_gives_the_same_records(prepared, corpus_file, tmp_path):
     again = build.prepare(with_data(small_config(), corpus_file, tmp_path), say=quiet)
-    assert again.directory != prepared.directory
-    assert again.directory.parts[-3:] == prepared.directory.parts[-3:]
-    np.testing.assert_array_equal(records_of(again), records_of(prepared))
+    (one,), (other,) = again.directories, prepared.directories
+    assert one != other and Path(one).parts[-3:] == Path(other).parts[-3:]
+    assert files_of(Path(one)) == files_of(Path(other))
+
+
+def test_the_order_within_a_shard_is_random(prepared, corpus_file):
+    """Documents that stand together in the text do not in the records."""
+    texts = list(documents(with_data(small_config(), corpus_file, Path()).data))
+    first = {tuple(ids[:20].tolist()) for ids in prepared.tokenizer.encode_batch(texts[:40])}
+    ids = sequences_of(prepared)
+    cls = prepared.tokenizer.special.cls
+    found = [i for i, row in enumerate(ids) if row[0] == cls and tuple(row[1:21].tolist()) in first]
+    assert len(found) > 20 and np.ptp(found) > len(ids) / 2
 
 
 def test_what_is_there_is_not_built_again(prepared, corpus_file, data_directory):
@@ -56,105 +105,268 @@ def test_what_is_there_is_not_built_again(prepared, corpus_file, data_directory)
 
 
 def test_settings_that_change_the_records_change_the_folder(corpus_file, tmp_path):
-    base = with_data(small_config(), corpus_file, tmp_path)
-    folders = {build.prepare(base, say=quiet).directory}
-    for changes in ({"max_seq_length": 16}, {"packing": "two_segments"}, {"validation_fraction": 0.2}):
-        changed = dataclasses.replace(base, data=dataclasses.replace(base.data, **changes))
-        folders.add(build.prepare(changed, say=quiet).directory)
+    base = config_for(corpus_file, tmp_path)
+    folders = {*build.prepare(base, say=quiet).directories}
+    changes = [{"max_seq_length": 16}, {"packing": "two_segments"}, {"validation_fraction": 0.2}, {"deduplicate": True}]
+    for change in [*changes, {"shard_bytes": 50_000}]:
+        changed = dataclasses.replace(base, data=dataclasses.replace(base.data, **change))
+        folders |= {*build.prepare(changed, say=quiet).directories}
     other_vocabulary = dataclasses.replace(base, tokenizer=dataclasses.replace(base.tokenizer, vocab_size=300))
-    folders.add(build.prepare(other_vocabulary, say=quiet).directory)
-    assert len(folders) == 5
+    folders |= {*build.prepare(other_vocabulary, say=quiet).directories}
+    assert len(folders) == 7
 
 
 def test_two_segment_records(corpus_file, tmp_path):
-    config = with_data(small_config(data={"packing": "two_segments"}), corpus_file, tmp_path)
-    prepared = build.prepare(config, say=quiet)
-    ids = records_of(prepared)
+    prepared = build.prepare(config_for(corpus_file, tmp_path, packing="two_segments"), say=quiet)
+    ids = sequences_of(prepared)
     assert ((ids == prepared.tokenizer.special.cls).sum(1) == 1).all()
-    assert prepared.metadata["train"]["dropped_tokens"] > 0
+    assert metadata_of(prepared)["train"]["dropped_tokens"] > 0
+
+
+def test_several_lengths_from_one_pass(corpus_file, tmp_path):
+    """Each holds all of the text, and is what a run of that length alone would have."""
+    config = config_for(corpus_file, tmp_path, curriculum_lengths=(8, 16), curriculum_steps=(5, 10))
+    said = []
+    prepared = build.prepare(config, say=said.append)
+    assert list(prepared.sets) == [8, 16, 32]
+    assert sum("prepared in" in line for line in said) == 1
+    texts = [np.sort(text_of(sequences_of(prepared, length=n), prepared.tokenizer.special)) for n in prepared.sets]
+    for text in texts[1:]:
+        np.testing.assert_array_equal(text, texts[0])
+    alone = build.prepare(config_for(corpus_file, tmp_path / "alone", max_seq_length=16), say=quiet)
+    np.testing.assert_array_equal(sequences_of(alone, length=16), sequences_of(prepared, length=16))
+    said.clear()
+    build.prepare(config_for(corpus_file, tmp_path, max_seq_length=16), say=said.append)
+    assert not said  # it is there
 
 
 def test_a_changed_source_is_refused(corpus_file, tmp_path):
     text = tmp_path / "corpus.txt"
     shutil.copy(corpus_file, text)
-    config = with_data(small_config(), text, tmp_path / "datasets")
+    config = config_for(text, tmp_path / "datasets")
     prepared = build.prepare(config, say=quiet)
     with open(text, "a") as file:
         file.write("\n\nOne more document.")
     with pytest.raises(UserError, match=r"changed since .*corpus\.txt"):
         build.prepare(config, say=quiet)
     text.unlink()
-    assert build.prepare(config, say=quiet).directory == prepared.directory  # prepared elsewhere: no text needed
+    assert build.prepare(config, say=quiet).directories == prepared.directories  # prepared elsewhere: no text needed
+
+
+def test_a_source_that_changes_between_the_runs_of_a_preparation_is_refused(corpus_file, tmp_path):
+    text = tmp_path / "corpus.txt"
+    shutil.copy(corpus_file, text)
+    config = config_for(text, tmp_path / "datasets", shard_bytes=20_000)
+
+    class Stop(Exception):
+        pass
+
+    def interrupted(stage, shards, what):
+        for shard in range(shards)[:3]:
+            stage.read(shard)
+        raise Stop
+
+    with pytest.raises(Stop):
+        build.prepare(config, quiet, run=interrupted)
+    text.write_text(text.read_text().replace("the", "teh"))
+    with pytest.raises(UserError, match=r"changed since .*corpora/corpus-.*corpus\.txt"):
+        build.prepare(config, say=quiet)
+    shutil.copy(corpus_file, text)
+    build.prepare(config, say=quiet)
 
 
 def test_tampered_metadata_is_refused(corpus_file, tmp_path):
-    config = with_data(small_config(), corpus_file, tmp_path)
-    directory = build.prepare(config, say=quiet).directory
-    metadata = json.loads((directory / "metadata.json").read_text())
-    (directory / "metadata.json").write_text(json.dumps({**metadata, "vocabulary": "another"}))
+    config = config_for(corpus_file, tmp_path)
+    (directory,) = build.prepare(config, say=quiet).directories
+    path = Path(directory) / "metadata.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "vocabulary": "another"}))
     with pytest.raises(UserError, match="its vocabulary is 'another'"):
         build.prepare(config, say=quiet)
 
 
 def test_too_little_text(tmp_path):
-    (tmp_path / "one.txt").write_text("A single document. " * 50)
-    config = with_data(small_config(data={"validation_fraction": 0.01}), tmp_path / "one.txt", tmp_path / "d")
+    one = tmp_path / "one.txt"
+    one.write_text("A single document. " * 50)
     with pytest.raises(UserError, match="none fell in the held-out split"):
-        build.prepare(config, say=quiet)
-    assert not list((tmp_path / "d" / "electra_records").glob("*/[0-9]*"))
-    config = with_data(small_config(data={"validation_fraction": 0.0}), tmp_path / "one.txt", tmp_path / "d")
-    assert "validation" not in build.prepare(config, say=quiet).metadata
+        build.prepare(config_for(one, tmp_path / "d", validation_fraction=0.01), say=quiet)
+    prepared = build.prepare(config_for(one, tmp_path / "d", validation_fraction=0.0), say=quiet)
+    assert "validation" not in metadata_of(prepared)
     (tmp_path / "empty.txt").write_text("\n\n")
-    config = with_data(small_config(), tmp_path / "empty.txt", tmp_path / "d")
     with pytest.raises(UserError, match="holds no text"):
-        build.prepare(config, say=quiet)
+        build.prepare(config_for(tmp_path / "empty.txt", tmp_path / "d"), say=quiet)
+
+
+def test_broken_documents_are_passed_over_up_to_a_share(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"text": f"This is document {i}."}).encode() for i in range(400)]
+    lines[100], lines[200], lines[300] = b'{"text": 3}', b'{"text": "\xff"}', b'{"text": ""}'
+    path.write_bytes(b"\n".join(lines))
+    said = []
+    config = config_for(path, tmp_path / "d", shard_bytes=2000)
+    prepared = build.prepare(config, say=said.append)
+    assert metadata_of(prepared)["train"]["documents"] + metadata_of(prepared)["validation"]["documents"] == 397
+    assert "passed over 2 broken and 1 empty of 400 documents:" in said
+    for number in (101, 201, 301):
+        assert any(f"{path}, line {number}: " in line for line in said)
+    strict = config_for(path, tmp_path / "d", shard_bytes=2000, max_broken_fraction=0.005)
+    (tmp_path / "d" / "electra_records").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"3 of 400 documents are broken or empty, .*=0\.005; the first: .*line 101"):
+        build.prepare(strict, say=quiet)
+
+
+def test_exact_duplicates_are_left_out(tmp_path, monkeypatch):
+    """Within a shard, across shards and across sources; the first one stays. In groups, as with much text, too."""
+    texts = [f"Document number {i} says {i * i}." for i in range(300)]
+    (tmp_path / "a.txt").write_text("\n\n".join(texts[:200] + texts[50:100]))
+    (tmp_path / "b.txt").write_text("\n\n".join(texts[100:]))
+    source = f"{tmp_path}/a.txt,{tmp_path}/b.txt"
+
+    def kept(directory, **data):
+        config = config_for(source, tmp_path / directory, shard_bytes=1000, weights=(1.0, 1.0), **data)
+        prepared = build.prepare(config, say=quiet)
+        found = []
+        for made in prepared.sets[32]:
+            counts = {split: made.metadata[split]["documents"] for split in ("train", "validation")}
+            found.append((sum(counts.values()), made.metadata["survey"]["duplicates"]))
+        return found, prepared
+
+    assert kept("all")[0] == [(250, 0), (200, 0)]
+    found, prepared = kept("unique", deduplicate=True)
+    assert found == [(200, 50), (100, 100)]
+    monkeypatch.setattr(survey, "_COMPARED", 40)
+    again, other = kept("in groups", deduplicate=True)
+    assert again == found
+    for number in (0, 1):
+        np.testing.assert_array_equal(sequences_of(prepared, number=number), sequences_of(other, number=number))
+
+
+def test_near_duplicates_are_left_out(tmp_path):
+    texts = list(documents(small_config().data))[:150]
+    altered = [text.replace(".", " .", 1) + " Indeed." for text in texts[:40] if len(text) > 400]
+    (tmp_path / "a.txt").write_text("\n\n".join(t.replace("\n", " ") for t in [*texts, *altered, *texts[:5]]))
+    config = config_for(tmp_path / "a.txt", tmp_path / "d", near_duplicates=0.7, shard_bytes=30_000)
+    said = []
+    prepared = build.prepare(config, say=said.append)
+    left_out = metadata_of(prepared)["survey"]["duplicates"]
+    assert len(altered) > 15 and len(altered) + 5 <= left_out <= len(altered) + 8
+    assert f"leaving out {left_out} duplicates" in said
+    exact = dataclasses.replace(config, data=dataclasses.replace(config.data, near_duplicates=0.0, deduplicate=True))
+    assert metadata_of(build.prepare(exact, say=quiet))["survey"]["duplicates"] == 5  # the control
+
+
+def test_the_vocabulary_is_trained_on_an_even_sample(tmp_path):
+    """About as many bytes as were asked for, from every shard, never held-out text; all of it where there is less."""
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name} {i:06}" for i in range(3000)))
+    config = config_for(f"{tmp_path}/*.txt", tmp_path / "d", validation_fraction=0.1, shard_bytes=4000)
+    text = build._Text(config, quiet, lambda stage, shards, what: [stage.read(shard) for shard in range(shards)])
+    drawn = list(text.samples(8 * 1200))
+    assert drawn == list(text.samples(8 * 1200))
+    assert 980 < len(drawn) < 1180  # 0.9 of 1,200
+    assert 420 < sum(line.startswith("a") for line in drawn) < 640
+    assert not any(survey.is_held_out(survey.digest(line.strip()), 0.1) for line in drawn)
+    everything = [line.strip() for line in text.samples(10**9)]
+    expected = [t for t in documents(config.data) if not survey.is_held_out(survey.digest(t), 0.1)]
+    assert everything == expected
+    share = config_for(f"{tmp_path}/a.txt,{tmp_path}/b.txt", tmp_path / "d", weights=(1.0, 3.0), weights_are="shares")
+    drawn = list(build._Text(share, quiet, text.run).samples(8 * 1200))
+    assert sum(line.startswith("b") for line in drawn) / len(drawn) == pytest.approx(0.75, abs=0.05)
+
+
+def test_the_data_card(corpus_file, tmp_path):
+    config = config_for(corpus_file, tmp_path, shard_bytes=40_000)
+    prepared = build.prepare(config, say=quiet)
+    (directory,) = map(Path, prepared.directories)
+    card, page = json.loads((directory / "data_card.json").read_text()), (directory / "data_card.html").read_text()
+    texts = [text for text in documents(config.data) if not isinstance(text, Broken)]
+    ids = prepared.tokenizer.encode_batch(texts)
+    tokens, words = sum(map(len, ids)), sum(len(text.split()) for text in texts)
+    assert (card["documents"], card["tokens"], card["words"]) == (len(texts), tokens, words)
+    assert card["text_bytes"] == sum(len(text.encode()) for text in texts)
+    assert card["fertility"] == pytest.approx(tokens / words)
+    unknown = sum(int((one == prepared.tokenizer.special.unk).sum()) for one in ids)
+    assert card["unknown_share"] == pytest.approx(unknown / tokens)
+    lengths = np.asarray([len(one) for one in ids])
+    for limit, count in card["documents_by_tokens"].items():
+        assert count == ((lengths <= int(limit)) & (lengths > int(limit) // 2)).sum()
+    everything = np.concatenate([sequences_of(prepared, split) for split in ("train", "validation")])
+    assert card["padding_share"] == pytest.approx((everything == 0).mean())
+    assert max(card["languages"], key=card["languages"].get) == "en"
+    assert len(card["examples"]) == 5
+    plain = " ".join(prepared.tokenizer.decode(prepared.tokenizer.encode_batch([" ".join(texts)])[0]).split())
+    assert all(
+        " ".join(line.split()).removeprefix("##")[:40] in plain for e in card["examples"] for line in e.split("\n")
+    )
+    for part in (f"{len(texts):,}", "py3langid" if not card["languages"] else ">en<", "<blockquote>"):
+        assert part in page
+
+
+def kill_when(command, cwd, come) -> None:
+    """Runs a command, and kills it as soon as `come()`."""
+    process = subprocess.Popen(command, cwd=cwd, env=process_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    while not come():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_leaves_nothing_partial(tmp_path):
-    """Real processes, SIGKILL at moments spread over the whole preparation, each followed by a check."""
-    config = ROOT / "configs/tiny.py"
-    overrides = ["--config.tokenizer.vocab_size=1000", "--config.data.source=embedded"]
-    complete = tmp_path / "complete"
-    done = run_module("prepare", f"--config={config}", *overrides, f"--config.data.directory={complete}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    command = [
-        sys.executable,
-        "-m",
-        "electra_jax.prepare",
-        f"--config={config}",
-        *overrides,
-        "--config.data.directory=killed",
+def test_killed_at_any_moment_it_goes_on(tmp_path):
+    """Real processes, SIGKILL at moments spread over the whole preparation; the end is that of an undisturbed one."""
+    source = tmp_path / "text.txt"
+    source.write_text("\n\n".join(documents(small_config().data)))
+    shared = [f"--config={ROOT / 'configs/tiny.py'}", "--config.tokenizer.vocab_size=1000",
+              f"--config.data.source={source}", "--config.data.shard_bytes=200000"]  # fmt: skip
+    complete = run_module("prepare", *shared, "--config.data.directory=complete", cwd=tmp_path)
+    assert complete.returncode == 0, complete.stderr
+    (whole,) = (tmp_path / "complete").glob("electra_records/*/*")
+    command = [sys.executable, "-m", "electra_jax.prepare", *shared, "--config.data.directory=killed"]
+    before = {}
+    stages = [
+        ("corpora/*/[0-9]*.json", 3),
+        ("corpora/*/sample-*/*.txt", 2),
+        *(("electra_records/*/*/shards/*.json", n) for n in (1, 9, 20)),
     ]
-    started = time.monotonic()
-    subprocess.run(command, cwd=tmp_path, env=process_env(), check=True, capture_output=True)
-    duration = time.monotonic() - started
-    shutil.rmtree(tmp_path / "killed")
-    interrupted = 0
-    for share in np.linspace(0.4, 0.95, 5):
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=process_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        time.sleep(share * duration)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.communicate()
-        for found in (tmp_path / "killed").glob("electra_records/*/1.0.0"):
-            assert sorted(f.name for f in found.iterdir()) == sorted(
-                f.name for f in next(complete.glob("electra_records/*/1.0.0")).iterdir()
-            )
-        interrupted += bool(list((tmp_path / "killed").glob("electra_records/*/incomplete.*")))
-        if share < 0.9:  # keep each interruption an interruption
-            for found in (tmp_path / "killed").glob("electra_records/*/1.0.0"):
-                shutil.rmtree(found)
-    assert interrupted, "no kill hit the building of the data set: adjust the moments"
-    last = run_module("prepare", f"--config={config}", *overrides, "--config.data.directory=killed", cwd=tmp_path)
+    for pattern, count in stages:
+        kill_when(command, tmp_path, lambda: len(list((tmp_path / "killed").glob(pattern))) >= count)  # noqa: B023
+        written = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.json") if p.name[0].isdigit()}
+        assert before.items() <= written.items()  # what was done is not done again
+        assert not list((tmp_path / "killed").glob("electra_records/*/*/metadata.json"))
+        before = written
+    last = run_module("prepare", *shared, "--config.data.directory=killed", cwd=tmp_path)
     assert last.returncode == 0, last.stderr
-    assert not list((tmp_path / "killed").glob("electra_records/*/incomplete.*"))
-    for file in next(complete.glob("electra_records/*/1.0.0")).iterdir():
-        if "array_record" in file.name:
-            (twin,) = (tmp_path / "killed").glob(f"electra_records/*/1.0.0/{file.name}")
-            assert twin.read_bytes() == file.read_bytes()
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    (found,) = (tmp_path / "killed").glob("electra_records/*/*")
+    assert files_of(found).keys() - files_of(whole).keys() <= {
+        name for name in files_of(found) if name.endswith(".partial")
+    }
+    for name, content in files_of(whole).items():
+        assert (found / name).read_bytes() == content, name
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_parent(tmp_path):
+    source = tmp_path / "text.txt"
+    source.write_text("\n\n".join(documents(small_config().data)))
+    command = [
+        sys.executable, "-m", "electra_jax.prepare", f"--config={ROOT / 'configs/tiny.py'}",
+        f"--config.data.source={source}", "--config.data.shard_bytes=100000",
+    ]  # fmt: skip
+
+    def processes() -> list[str]:
+        found = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/cwd") == str(tmp_path):
+                    found.append(pid)
+        return found
+
+    kill_when(command, tmp_path, lambda: len(processes()) > 3 and list(tmp_path.glob("datasets/corpora/*/[0-9]*.json")))
+    time.sleep(1.0)
+    assert not processes()
 
 
 @pytest.mark.slow
@@ -169,4 +381,29 @@ def test_two_processes_at_once_build_once(tmp_path):
     outputs = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sum("prepared in" in output for output in outputs) == 1
-    assert os.listdir(tmp_path / "d" / "electra_records")
+    assert sum("waiting for another run" in output for output in outputs) == 1
+
+
+@pytest.mark.slow
+def test_beam_gives_the_same_records(corpus_file, tmp_path):
+    """Beam's direct runner with two worker processes, every stage: survey, duplicates, vocabulary, records."""
+    shared = [
+        f"--config={ROOT / 'configs/tiny.py'}", f"--config.data.source={corpus_file}", "--config.data.shard_bytes=50000",
+        "--config.tokenizer.vocab_size=500", "--config.data.near_duplicates=0.8",
+    ]  # fmt: skip
+    plain = run_module("prepare", *shared, "--config.data.directory=plain", cwd=tmp_path)
+    assert plain.returncode == 0, plain.stderr
+    options = "--beam=--runner=DirectRunner --direct_num_workers=2 --direct_running_mode=multi_processing"
+    beam = run_module("prepare", *shared, "--config.data.directory=beam", options, cwd=tmp_path)
+    assert beam.returncode == 0, beam.stderr[-2000:]
+    (one,), (other,) = ((tmp_path / name).glob("electra_records/*/*") for name in ("plain", "beam"))
+    assert len(list(one.glob("shards/*.json"))) > 3
+    assert files_of(one) == files_of(other)
+    tokenizers = [(tmp_path / name / "tokenizers").glob("*.json") for name in ("plain", "beam")]
+    assert len({next(found).read_text() for found in tokenizers}) == 1
+
+
+def test_a_tokenizer_is_kept_with_the_records(prepared):
+    (directory,) = map(Path, prepared.directories)
+    kept = dataset.load_tokenizer(str(directory / "tokenizer.json"))
+    assert tokenizer_lib.digest(kept) == tokenizer_lib.digest(prepared.tokenizer)

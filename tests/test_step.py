@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, make_setup, small_config
+from conftest import ROOT, make_setup, sequences, small_config
 from jax.sharding import PartitionSpec as P
 
 from electra_jax.data import pipeline
@@ -21,8 +21,7 @@ GOLDEN = ROOT / "tests" / "golden_metrics.json"
 
 
 def batches(prepared, config, count):
-    records = pipeline.Records(prepared.directory, "train")
-    made = pipeline.training_batches(records, config.seed, 0, config.train.batch_size)
+    made = pipeline.training_batches(sequences(config, prepared), 0, config.train.batch_size)
     return [next(made) for _ in range(count)]
 
 
@@ -189,7 +188,7 @@ def test_a_step_that_is_not_finite_changes_nothing(prepared):
 
 def test_evaluation_is_the_same_for_any_batch_size(prepared):
     """Masks and samples belong to the record, sums are divided once."""
-    records = pipeline.Records(prepared.directory, "validation")
+    records = prepared.sets[32]
     found = []
     for size in (4, 8, 24):
         config = small_config(evaluation={"batch_size": size})

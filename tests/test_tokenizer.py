@@ -8,11 +8,10 @@ import unicodedata
 import numpy as np
 import pytest
 import sentencepiece
-from conftest import ROOT, process_env
+from conftest import ROOT, embedded_documents, process_env
 from tokenizers import BertWordPieceTokenizer
 
-from electra_jax.config import DataConfig, TokenizerConfig
-from electra_jax.data import corpus
+from electra_jax.config import TokenizerConfig
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import UserError
 
@@ -36,7 +35,7 @@ CHINESE = [
 
 @pytest.fixture(scope="module")
 def english() -> list[str]:
-    return [text for _, text in zip(range(300), corpus.documents(DataConfig()))]
+    return embedded_documents(300)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,13 +93,18 @@ def test_accents_are_stripped_by_bert_rules_unless_told_otherwise():
 def test_training_is_the_same_in_every_process(kind):
     """The WordPiece trainer alone is not: its alphabet comes in the order of a randomly seeded hash map."""
     code = (
-        "from electra_jax.config import *; from electra_jax.data import corpus, tokenizer as t\n"
-        "texts = [x for _, x in zip(range(300), corpus.documents(DataConfig()))]\n"
+        "from electra_jax.config import *; from electra_jax.data import tokenizer as t; from conftest import *\n"
+        "texts = embedded_documents(300)\n"
         f"print(t.digest(t.train(TokenizerConfig(kind={kind!r}, vocab_size=2000), texts)))"
     )
     digests = {
         subprocess.run(
-            [sys.executable, "-c", code], env=process_env(), cwd=ROOT, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env=process_env(),
+            cwd=ROOT / "tests",
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for _ in range(3)
     }

@@ -1,15 +1,17 @@
 """Model FLOPs: the arithmetic the model needs, whatever is recomputed or padded to do it."""
 
-from electra_jax.config import Config, EncoderConfig
+from electra_jax.config import Config, EncoderConfig, Phase
 
 
-def step_flops(config: Config, vocab_size: int) -> float:
+def step_flops(config: Config, vocab_size: int, phase: Phase | None = None) -> float:
     """FLOPs of one training step over all devices: forward once, backward twice as much.
+
+    Of `phase`, or of the last one.
 
     Matrix products only, two FLOPs a multiply-add. Attention is counted over the full length, packing or
     not; the vocabulary at the masked positions only; embedding look-ups as nothing.
     """
-    length, batch = config.data.max_seq_length, config.train.batch_size
+    length, batch, _ = phase or config.phases[-1]
     masked = config.objective.max_predictions(length)
     generator, discriminator = config.model.generator, config.model.discriminator
     forward = 0

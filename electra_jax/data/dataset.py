@@ -1,122 +1,258 @@
-"""The prepared data set: a TFDS builder that writes fixed-length records of token ids as ArrayRecord."""
+"""The prepared data set: records of token ids as ArrayRecord, which TFDS reads.
 
-import concurrent.futures
-import itertools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+A data set has one corpus, one tokenizer and one length. It is written shard by shard, each in any process on any
+machine: first to local disk, then moved to where it belongs and written down in `shards/NNNNN.json`. `metadata.json`,
+written last, makes it visible.
+
+    NAME-train.array_record-00000-of-00007   records, RECORD_SEQUENCES sequences each
+    NAME-validation.array_record-00000-of-00007
+    shards/00000.json                        what each shard holds
+    tokenizer.json, data_card.json, data_card.html
+    dataset_info.json, features.json         as TFDS writes them
+    metadata.json                            what it was made of, and counts
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 
-from electra_jax.config import Config
-from electra_jax.data import corpus, packing
+from electra_jax import storage
+from electra_jax.data import packing, survey
+from electra_jax.data import tokenizer as tokenizer_lib
+from electra_jax.data.survey import Dropped, Survey
 from electra_jax.data.tokenizer import Tokenizer
-from electra_jax.errors import UserError
 
 TRAIN, VALIDATION = "train", "validation"
-
-# Characters that are tokenised at a time: enough to keep the tokenizer's threads busy.
+VERSION = "2.0.0"
+# Sequences that are stored together: what is read at once, where they are not read one by one. The last record of a
+# shard is filled up with padding.
+RECORD_SEQUENCES = 16
+# Text that is packed at a time, and the reach of the order in which a shard is written.
+_CHUNK_CHARACTERS = 1 << 26
+# Characters that are tokenised at a time.
 _BATCH_CHARACTERS = 1_000_000
+# Documents are counted by length: up to 1, 2, 4, ... tokens.
+LENGTH_BINS = 24
 
-OnProgress = Callable[[str, int, int], None]
+
+class DataSet(NamedTuple):
+    """One that is finished."""
+
+    directory: epath.Path
+    metadata: dict[str, Any]
 
 
-class ElectraRecords(tfds.core.GeneratorBasedBuilder):
-    """Records of one corpus, one tokenizer and one length; see `electra_jax.data.build` for its place on disk.
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A data set to be made, of one length."""
 
-    Records come in the order of TFDS's hash of their index: a fixed pseudo-random order, written with
-    bounded memory. Each holds `input_ids`, `[data.max_seq_length]`; everything else about its layout is
-    derived from the special tokens in it (`electra_jax.objectives.layout`).
-    """
+    directory: str  # .../NAME/VERSION
+    length: int
 
-    VERSION = tfds.core.Version("1.0.0")
+    @property
+    def path(self) -> epath.Path:
+        return epath.Path(self.directory)
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        data_dir: str,
-        config: Config,
-        tokenizer: Tokenizer,
-        metadata: dict[str, Any],
-        on_progress: OnProgress,
-    ):
-        """`on_progress(split, documents, tokens)` is called with what each tokenised batch adds."""
-        self._run_config, self._tokenizer = config, tokenizer
-        self._metadata, self._on_progress = metadata, on_progress
-        super().__init__(config=tfds.core.BuilderConfig(name=name), data_dir=data_dir, file_format="array_record")
+    @property
+    def name(self) -> str:
+        """As TFDS calls it."""
+        return self.path.parent.parent.name
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        dtype = np.uint16 if self._tokenizer.vocab_size <= 2**16 else np.int32
-        length = self._run_config.data.max_seq_length
-        ids = tfds.features.Tensor(shape=(length,), dtype=dtype, encoding=tfds.features.Encoding.BYTES)
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Token ids for replaced-token detection.",
-            features=tfds.features.FeaturesDict({"input_ids": ids}),
-            metadata=tfds.core.MetadataDict(self._metadata),
-        )
+    def file(self, split: str, shard: int, shards: int) -> epath.Path:
+        """Where TFDS looks for the records of a shard."""
+        return self.path / f"{self.name}-{split}.array_record-{shard:05}-of-{shards:05}"
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        del dl_manager  # nothing is downloaded
-        splits = {TRAIN: self._generate_examples(TRAIN)}
-        if self._run_config.data.validation_fraction > 0:
-            splits[VALIDATION] = self._generate_examples(VALIDATION)
-        return splits
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        data, special = self._run_config.data, self._tokenizer.special
-        counts = {"documents": 0, "records": 0, "source_tokens": 0, "text_tokens": 0, "padding": 0}
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """Makes the records of a corpus, for all lengths in one pass over its text."""
 
-        def counted(documents: Iterable[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
-            for lines in documents:
-                counts["documents"] += 1
-                counts["source_tokens"] += sum(map(len, lines))
-                yield lines
+    survey: Survey
+    dropped: Dropped | None
+    targets: tuple[Target, ...]
+    packing: str
+    validation_fraction: float
 
-        texts = (t for t in corpus.documents(data) if corpus.is_held_out(t, data) == (split == VALIDATION))
-        documents = counted(self._encode(texts, split))
-        if data.packing == "packed":
-            records = packing.pack(itertools.chain.from_iterable(documents), data.max_seq_length, special)
+    def done(self, shard: int) -> bool:
+        """Whether the shard has been written."""
+        return all((target.path / "shards" / f"{shard:05}.json").exists() for target in self.targets)
+
+    def read(self, shard: int) -> None:
+        """Tokenises, packs and writes one shard."""
+        shards = len(self.survey.plan().shards)
+        tokenizer = load_tokenizer(os.fspath(self.targets[0].path / "tokenizer.json"))
+        splits = [TRAIN, VALIDATION] if self.validation_fraction > 0 else [TRAIN]
+        with tempfile.TemporaryDirectory() as scratch:
+            writers = {
+                (target, split): _ShardWriter(Path(scratch) / f"{i}-{split}", target.length, tokenizer, self.packing)
+                for i, target in enumerate(self.targets)
+                for split in splits
+            }
+            counts = {split: _Counts() for split in splits}
+            for number, documents in enumerate(self._chunks(shard, tokenizer, counts)):
+                for (_, split), writer in writers.items():
+                    writer.write(documents[split], (shard, number))
+            for target in self.targets:
+                written = {}
+                for split in splits:
+                    writer = writers[target, split]
+                    written[split] = {**counts[split].summary(), **writer.close()}
+                    storage.move(writer.path, target.file(split, shard, shards))
+                storage.write(target.path / "shards" / f"{shard:05}.json", json.dumps(written))
+
+    def _chunks(
+        self, shard: int, tokenizer: Tokenizer, counts: dict[str, "_Counts"]
+    ) -> Iterator[dict[str, list[list[np.ndarray]]]]:
+        """The token ids of the documents of each split, by line where lines matter; as many as fit in a chunk."""
+        by_line = self.packing == "two_segments"
+        documents: dict[str, list[list[np.ndarray]]] = {split: [] for split in counts}
+        size = 0
+        for texts in _batches(self.survey.documents(shard, self.dropped)):
+            lines = [[line for line in text.splitlines() if line.strip()] if by_line else [text] for text in texts]
+            ids = iter(tokenizer.encode_batch([line for text in lines for line in text]))
+            for text, of_text in zip(texts, lines):
+                held_out = survey.is_held_out(survey.digest(text), self.validation_fraction)
+                split = VALIDATION if held_out else TRAIN
+                encoded = [next(ids) for _ in of_text]
+                documents[split].append(encoded)
+                counts[split].add(text, encoded, tokenizer.special.unk)
+                size += len(text)
+            if size >= _CHUNK_CHARACTERS:
+                yield documents
+                documents, size = {split: [] for split in counts}, 0
+        yield documents
+
+
+@functools.lru_cache(1)
+def load_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer of a data set."""
+    return tokenizer_lib.from_json(json.loads(epath.Path(path).read_text()))
+
+
+def features(length: int, vocab_size: int):
+    """The TFDS features of a record."""
+    import tensorflow_datasets as tfds
+
+    dtype = np.uint16 if vocab_size <= 2**16 else np.int32
+    ids = tfds.features.Tensor(
+        shape=(RECORD_SEQUENCES, length), dtype=dtype, encoding=tfds.features.Encoding.BYTES,
+        doc="token ids; the layout follows from the special tokens in them",
+    )  # fmt: skip
+    return tfds.features.FeaturesDict({"input_ids": ids})
+
+
+class _ShardWriter:
+    """The records of one shard, split and length, on local disk."""
+
+    def __init__(self, path: Path, length: int, tokenizer: Tokenizer, how: str):
+        from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+        self.path, self._length, self._special, self._how = path, length, tokenizer.special, how
+        self._features = features(length, tokenizer.vocab_size)
+        self._serialize = ExampleSerializer(self._features.get_serialized_info()).serialize_example
+        self._writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
+        self._rest = np.zeros((0, length), np.int32)
+        self._counts = {"sequences": 0, "text_tokens": 0, "padding": 0}
+
+    def write(self, documents: list[list[np.ndarray]], chunk: tuple[int, int]) -> None:
+        """Packs the documents of a chunk, and writes the sequences in a random order of its own."""
+        if self._how == "packed":
+            packed = packing.pack((ids for document in documents for ids in document), self._length, self._special)
         else:
-            records = packing.two_segments(documents, data.max_seq_length, special)
-        for index, ids in enumerate(records):
-            padding = int(np.count_nonzero(ids == special.pad))
-            marks = int(np.count_nonzero((ids == special.cls) | (ids == special.sep)))
-            counts["records"] += 1
-            counts["padding"] += padding
-            counts["text_tokens"] += len(ids) - padding - marks
-            yield index, {"input_ids": ids.astype(self.info.features["input_ids"].np_dtype)}
-        if not counts["records"]:
-            raise UserError(_EMPTY_SPLIT[split].format(data.source, data.validation_fraction))
-        counts["dropped_tokens"] = counts["source_tokens"] - counts["text_tokens"]
-        self.info.metadata[split] = counts
+            packed = packing.two_segments(documents, self._length, self._special, chunk)
+        sequences = list(packed)
+        if not sequences:
+            return
+        ids = np.stack(sequences)[np.random.default_rng(chunk).permutation(len(sequences))]
+        padding = int(np.count_nonzero(ids == self._special.pad))
+        marks = int(np.count_nonzero((ids == self._special.cls) | (ids == self._special.sep)))
+        self._counts["sequences"] += len(ids)
+        self._counts["padding"] += padding
+        self._counts["text_tokens"] += ids.size - padding - marks
+        ids = np.concatenate([self._rest, ids])
+        whole = len(ids) // RECORD_SEQUENCES * RECORD_SEQUENCES
+        for record in ids[:whole].reshape(-1, RECORD_SEQUENCES, self._length):
+            self._record(record)
+        self._rest = ids[whole:]
 
-    def _encode(self, texts: Iterable[str], split: str) -> Iterator[list[np.ndarray]]:
-        """The token ids of each document, by line where lines matter; one batch is tokenised ahead."""
-        by_line = self._run_config.data.packing == "two_segments"
+    def close(self) -> dict[str, int]:
+        """Ends the file; what it holds."""
+        if len(self._rest):
+            filling = np.full((RECORD_SEQUENCES - len(self._rest), self._length), self._special.pad, np.int32)
+            self._record(np.concatenate([self._rest, filling]))
+        self._writer.close()
+        return self._counts
 
-        def encode(batch: list[str]) -> list[list[np.ndarray]]:
-            lines = [[line for line in text.splitlines() if line.strip()] if by_line else [text] for text in batch]
-            ids = iter(self._tokenizer.encode_batch([line for document in lines for line in document]))
-            return [[next(ids) for _ in document] for document in lines]
-
-        with concurrent.futures.ThreadPoolExecutor(1) as executor:
-            pending = None
-            for batch in itertools.chain(_batches(texts), [None]):
-                submitted = executor.submit(encode, batch) if batch else None
-                if pending is not None:
-                    encoded = pending.result()
-                    self._on_progress(split, len(encoded), sum(len(line) for lines in encoded for line in lines))
-                    yield from encoded
-                pending = submitted
+    def _record(self, ids: np.ndarray) -> None:
+        encoded = self._features.encode_example({"input_ids": ids.astype(self._features["input_ids"].np_dtype)})
+        self._writer.write(self._serialize(encoded))
 
 
-_EMPTY_SPLIT = {
-    TRAIN: "config.data.source={0!r} holds no text for training (held out: {1:.1%} of the documents)",
-    VALIDATION: "config.data.source={0!r} has too few documents for config.data.validation_fraction={1}: none fell in "
-    "the held-out split; raise the fraction, or set it to 0 to train without evaluation",
-}
+class _Counts:
+    """What the documents of a split are like."""
+
+    def __init__(self):
+        self._sums = {"documents": 0, "bytes": 0, "words": 0, "source_tokens": 0, "unknown_tokens": 0}
+        self._lengths = np.zeros(LENGTH_BINS, np.int64)
+
+    def add(self, text: str, ids: list[np.ndarray], unknown: int) -> None:
+        tokens = sum(map(len, ids))
+        self._sums["documents"] += 1
+        self._sums["bytes"] += len(text.encode())
+        self._sums["words"] += len(text.split())
+        self._sums["source_tokens"] += tokens
+        self._sums["unknown_tokens"] += sum(int(np.count_nonzero(line == unknown)) for line in ids)
+        self._lengths[min(max(tokens - 1, 0).bit_length(), LENGTH_BINS - 1)] += 1
+
+    def summary(self) -> dict[str, Any]:
+        return {**self._sums, "lengths": self._lengths.tolist()}
+
+
+def finish(target: Target, made_of: dict[str, Any], shards: int) -> dict[str, Any]:
+    """Adds up the shards and writes what TFDS needs; all but the last step, which is `storage.write` of the result.
+
+    Returns:
+      The metadata: `made_of`, and for each split its counts and the sequences of each shard.
+    """
+    import tensorflow_datasets as tfds
+
+    written = [json.loads((target.path / "shards" / f"{shard:05}.json").read_text()) for shard in range(shards)]
+    metadata, splits = dict(made_of), []
+    for split in written[0]:
+        of_split = [shard[split] for shard in written]
+        sums = {name: sum(s[name] for s in of_split) for name in of_split[0] if name != "lengths"}
+        sums["dropped_tokens"] = sums["source_tokens"] - sums["text_tokens"]
+        lengths = np.sum([s["lengths"] for s in of_split], 0).tolist()
+        sequences = [s["sequences"] for s in of_split]
+        metadata[split] = {**sums, "lengths": lengths, "shards": sequences}
+        template = tfds.core.ShardedFileTemplate(
+            dataset_name=target.name, data_dir=target.path, split=split, filetype_suffix="array_record"
+        )
+        records = [-(-count // RECORD_SEQUENCES) for count in sequences]
+        size = sum(target.file(split, shard, shards).stat().length for shard in range(shards))
+        splits.append(
+            tfds.core.SplitInfo(name=split, shard_lengths=records, num_bytes=size, filename_template=template)
+        )
+    tfds.folder_dataset.write_metadata(
+        data_dir=target.directory, features=features(target.length, made_of["vocab_size"]), split_infos=splits,
+        check_data=False, description="Token ids for replaced-token detection.",
+    )  # fmt: skip
+    return metadata
+
+
+def tokens_of(target: Target, shard: int) -> int:
+    """Tokens of the text of a shard that has been written."""
+    written = json.loads((target.path / "shards" / f"{shard:05}.json").read_text())
+    return sum(counts["source_tokens"] for counts in written.values())
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

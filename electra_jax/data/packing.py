@@ -73,7 +73,7 @@ def pack(documents: Iterable[np.ndarray], length: int, special: SpecialTokens) -
 
 
 def two_segments(
-    documents: Iterable[list[np.ndarray]], length: int, special: SpecialTokens, seed: int = 12345
+    documents: Iterable[list[np.ndarray]], length: int, special: SpecialTokens, seed: tuple[int, ...] = ()
 ) -> Iterator[np.ndarray]:
     """The reference's examples: [CLS] a [SEP] b [SEP], padded, overflowing tokens dropped.
 
@@ -85,7 +85,7 @@ def two_segments(
       documents: for each document the token ids of its lines, each `[n]`.
       length: tokens in a record.
       special: ids of the special tokens.
-      seed: of the random choices.
+      seed: of the random choices, besides the document's index.
 
     Yields:
       Records `[length]` of int32, padded with `special.pad`.
@@ -107,7 +107,7 @@ def two_segments(
         return np.asarray(ids + [special.pad] * (length - len(ids)), np.int32)
 
     for index, lines in enumerate(documents):
-        rng = np.random.default_rng((seed, index))
+        rng = np.random.default_rng((12345, *seed, index))
         target, gathered, count = length, [], 0
         for line in lines:
             gathered.append(line)

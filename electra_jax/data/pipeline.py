@@ -1,49 +1,150 @@
 """Batches as a pure function of the position in the data: there is no iterator state to save."""
 
+import collections
+import concurrent.futures
+import os
+import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
+from tensorflow_datasets.proto import tf_example_pb2
+
+from electra_jax import storage
+from electra_jax.config import DataConfig
+from electra_jax.data import order as orders
+from electra_jax.data.dataset import RECORD_SEQUENCES, TRAIN, VALIDATION, DataSet
+
+# Requests under way at a time to a bucket, which answers each only after a while.
+_REQUESTS = 32
 
 
 class Records:
-    """Random access to one split of a prepared data set."""
+    """Random access to the sequences of one split of a prepared data set.
 
-    def __init__(self, directory: Path, split: str):
-        builder = tfds.builder_from_directory(str(directory))
-        self._source = builder.as_data_source(split)
+    Attributes:
+      bytes_read: of token ids so far, as they are stored.
+      bytes_used: those of the sequences that were asked for.
+    """
+
+    def __init__(self, made: DataSet, split: str, block: int = RECORD_SEQUENCES, kept: int = 0):
+        """`block` sequences, a multiple of `RECORD_SEQUENCES`, are read at a time; the last `kept` blocks are kept."""
+        info = tfds.builder_from_directory(os.fspath(made.directory)).info
+        self._paths = [os.fspath(path) for path in info.splits[split].filepaths]
+        feature = info.features["input_ids"]
+        self._dtype, self._length = feature.np_dtype, feature.shape[1]
+        sequences = np.asarray(made.metadata[split]["shards"], np.int64)
+        self._begins = np.cumsum(sequences) - sequences
+        self._sequences, self._block = sequences, block
+        self._readers: dict[int, ArrayRecordReader] = {}
+        self._kept: collections.OrderedDict[tuple[int, int], np.ndarray] = collections.OrderedDict()
+        self._capacity, self._lock = kept, threading.Lock()
+        is_remote = storage.is_remote(made.directory)
+        self._executor = concurrent.futures.ThreadPoolExecutor(_REQUESTS) if is_remote else None
+        self.bytes_read = self.bytes_used = 0
 
     def __len__(self) -> int:
-        return len(self._source)
+        return int(self._sequences.sum())
 
-    def read(self, indices: Sequence[int]) -> np.ndarray:
+    @property
+    def blocks(self) -> np.ndarray:
+        """How many sequences each block holds, in order; the last of a shard may hold fewer."""
+        full, rest = np.divmod(self._sequences, self._block)
+        parts = [[self._block] * f + ([r] if r else []) for f, r in zip(full.tolist(), rest.tolist())]
+        return np.concatenate([np.asarray(part, np.int64) for part in parts])
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Token ids `[len(indices), L]`, int32."""
-        return np.stack([row["input_ids"] for row in self._source.__getitems__(list(indices))]).astype(np.int32)
+        indices = np.asarray(indices, np.int64)
+        shards = np.searchsorted(self._begins, indices, side="right") - 1
+        blocks, places = np.divmod(indices - self._begins[shards], self._block)
+        out = np.empty((len(indices), self._length), np.int32)
+        wanted, which = np.unique(np.stack([shards, blocks], 1), axis=0, return_inverse=True)
+        keys = [(int(shard), int(block)) for shard, block in wanted]
+        for i, ids in enumerate((self._executor.map if self._executor else map)(self._ids, keys)):
+            of_block = which.reshape(-1) == i
+            out[of_block] = ids[places[of_block]]
+        self.bytes_used += out.size * np.dtype(self._dtype).itemsize
+        return out
+
+    def _ids(self, key: tuple[int, int]) -> np.ndarray:
+        """The sequences of a block, `[block, L]` as stored, padded where it is the last of its shard."""
+        with self._lock:
+            if key in self._kept:
+                return self._kept[key]
+            if key[0] not in self._readers:
+                self._readers[key[0]] = ArrayRecordReader(self._paths[key[0]], options="readahead_buffer_size:0")
+            reader = self._readers[key[0]]
+        records = self._block // RECORD_SEQUENCES
+        first = key[1] * records
+        raw = reader.read(first, min(first + records, reader.num_records()))
+        ids = np.concatenate([_decode(record, self._dtype) for record in raw]).reshape(-1, self._length)
+        with self._lock:
+            self.bytes_read += ids.nbytes
+            if self._capacity:
+                self._kept[key] = ids
+                if len(self._kept) > self._capacity:
+                    self._kept.popitem(last=False)
+        return ids
 
 
-class EvaluationBatch(NamedTuple):
-    """Records in order; the last batch is filled up with empty records, all padding."""
+def _decode(record: bytes, dtype: np.dtype) -> np.ndarray:
+    # As TFDS decodes it, without its checks, which would take most of the time.
+    (data,) = tf_example_pb2.Example.FromString(record).features.feature["input_ids"].bytes_list.value
+    return np.frombuffer(data, dtype)
 
-    input_ids: np.ndarray  # [B, L] int32
-    record: np.ndarray  # [B] int32, the index in the split
 
+class Sequences:
+    """The training sequences of all sources of a run, in its order."""
 
-def training_order(num_records: int, seed: int) -> grain.MapDataset:
-    """`order[i]` is the record that is the i-th sequence of the run; each epoch has an order of its own."""
-    return grain.MapDataset.range(num_records).seed(seed).shuffle().repeat()
+    def __init__(self, sets: Sequence[DataSet], data: DataConfig, seed: int):
+        block, kept = RECORD_SEQUENCES, 0
+        if data.shuffle == "blocks":
+            block, kept = data.shuffle_block, 2 * data.shuffle_window  # a batch may reach into the next window
+        self._sources = [Records(made, TRAIN, block, kept) for made in sets]
+        self._orders = []
+        for i, source in enumerate(self._sources):
+            if data.shuffle == "blocks":
+                self._orders.append(orders.shuffled_by_blocks(source.blocks, data.shuffle_window, seed + i))
+            else:
+                self._orders.append(orders.fully_shuffled(len(source), seed + i))
+        weights = data.weights or (1.0,)
+        in_epochs = data.weights_are == "epochs"
+        self.shares = [w * len(source) if in_epochs else w for w, source in zip(weights, self._sources, strict=True)]
+        self._mixed = orders.mixed(self.shares, seed)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sources))
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        """Token ids `[len(positions), L]`, int32."""
+        if len(self._sources) == 1:
+            return self._sources[0].read(self._orders[0](positions))
+        which, places = self._mixed(positions)
+        parts = [(which == i, source) for i, source in enumerate(self._sources)]
+        out = None
+        for i, (here, source) in enumerate(parts):
+            ids = source.read(self._orders[i](places[here]))
+            out = np.empty((len(positions), ids.shape[1]), np.int32) if out is None else out
+            out[here] = ids
+        return out
+
+    def read_per_used(self) -> float:
+        """Bytes of token ids that were read for each that was used, so far."""
+        used = sum(source.bytes_used for source in self._sources)
+        return sum(source.bytes_read for source in self._sources) / used if used else 0.0
 
 
 def training_batches(
-    records: Records, seed: int, start: int, batch_size: int, rows: slice | np.ndarray = slice(None)
+    sequences: Sequences, start: int, batch_size: int, rows: slice | np.ndarray = slice(None)
 ) -> Iterator[np.ndarray]:
     """Endless batches from sequence number `start` on, read ahead by a thread.
 
     Args:
-      records: the split to read.
-      seed: of the order.
+      sequences: in their order.
       start: sequences that were consumed before, by any number of steps of any size.
       batch_size: sequences a step, over all processes.
       rows: the part of each batch that this process reads.
@@ -51,23 +152,40 @@ def training_batches(
     Yields:
       Token ids `[rows, L]`, int32.
     """
-    order = training_order(len(records), seed)
 
     def batch(index: int) -> np.ndarray:
         first = start + int(index) * batch_size
-        return records.read([int(i) for i in order.slice(slice(first, first + batch_size)).batch(batch_size)[0][rows]])
+        return sequences.read(np.arange(first, first + batch_size)[rows])
 
     batches = grain.MapDataset.range(2**31 - 1).map(batch)
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
+class EvaluationBatch(NamedTuple):
+    """Records in order; the last batch is filled up with empty records, all padding."""
+
+    input_ids: np.ndarray  # [B, L] int32
+    record: np.ndarray  # [B] int32, the number among all that are held out
+
+
 def evaluation_batches(
-    records: Records, batch_size: int, max_records: int, pad: int, rows: slice | np.ndarray = slice(None)
+    sets: Sequence[DataSet], batch_size: int, max_records: int, pad: int, rows: slice | np.ndarray = slice(None)
 ) -> Iterator[EvaluationBatch]:
-    """The first `max_records` records (0: all), each once; `rows` as in `training_batches`."""
-    total = min(len(records), max_records or len(records))
-    for first in range(0, total, batch_size):
-        index = np.arange(first, first + batch_size, dtype=np.int32)[rows]
-        ids = records.read([min(int(i), total - 1) for i in index])
-        ids[index >= total] = pad
-        yield EvaluationBatch(ids, index)
+    """Up to `max_records` (0: all) of the held-out records of all sources, each once; `rows` as in `training_batches`.
+
+    They are drawn evenly from all, the same ones for every run and batch size.
+    """
+    sources = [Records(made, VALIDATION) for made in sets if VALIDATION in made.metadata]
+    ends = np.cumsum([len(source) for source in sources])
+    chosen = np.arange(ends[-1])
+    if 0 < max_records < len(chosen):
+        chosen = np.sort(np.random.default_rng(0).permutation(len(chosen))[:max_records])
+    for first in range(0, len(chosen), batch_size):
+        places = np.arange(first, first + batch_size)[rows]
+        record = chosen[np.minimum(places, len(chosen) - 1)]
+        of = np.searchsorted(ends, record, side="right")
+        ids = np.concatenate(
+            [source.read(record[of == i] - (ends[i] - len(source))) for i, source in enumerate(sources)]
+        )  # sorted by record, so the sources come one after the other
+        ids[places >= len(chosen)] = pad
+        yield EvaluationBatch(ids, record.astype(np.int32))

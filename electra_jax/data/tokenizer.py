@@ -8,8 +8,9 @@ import base64
 import collections
 import hashlib
 import io
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -26,10 +27,13 @@ from electra_jax.errors import UserError
 _CHARACTER_COVERAGE = 0.9999
 
 
-def train(config: TokenizerConfig, texts: Sequence[str]) -> Tokenizer:
-    """Trains a vocabulary; the same texts give the same one, byte for byte."""
-    if not texts:
+def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """Trains a vocabulary; the same texts give the same one, byte for byte. They are gone through once."""
+    texts = iter(texts)
+    first = next(texts, None)
+    if first is None:
         raise UserError("config.data.source holds no text to train a vocabulary on")
+    texts = itertools.chain([first], texts)
     if config.kind == "wordpiece":
         return WordPiece(_train_wordpiece(config, texts), config.lowercase, config.strip_accents)
     return SentencePiece(_train_sentencepiece(config, texts))
@@ -107,7 +111,7 @@ def _bert_normalizer(lowercase: bool, strip_accents: bool | None) -> normalizers
     )
 
 
-def _train_wordpiece(config: TokenizerConfig, texts: Sequence[str]) -> list[str]:
+def _train_wordpiece(config: TokenizerConfig, texts: Iterable[str]) -> list[str]:
     normalizer, split = _bert_normalizer(config.lowercase, config.strip_accents), pre_tokenizers.BertPreTokenizer()
     words = collections.Counter(
         word for text in texts for word, _ in split.pre_tokenize_str(normalizer.normalize_str(text))
@@ -148,7 +152,7 @@ def _alphabet(words: collections.Counter, vocab_size: int) -> list[str]:
     return sorted({*chosen, *(form[-1] for form in chosen)})
 
 
-def _train_sentencepiece(config: TokenizerConfig, texts: Sequence[str]) -> bytes:
+def _train_sentencepiece(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

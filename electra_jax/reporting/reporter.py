@@ -36,10 +36,10 @@ class Reporter:
         writers: Sequence[Writer],
         health: Health,
         interval_steps: int,
-        throughput: Callable[[float], Mapping[str, float]],
+        throughput: Callable[[int, float], Mapping[str, float]],
         total_steps: int,
     ):
-        """`throughput(step_seconds)` gives the figures of speed that are reported beside it."""
+        """`throughput(step, step_seconds)` gives the figures of speed that are reported beside it."""
         self.console = console
         self._writers = [*writers, console]
         self._health = health
@@ -110,7 +110,7 @@ class Reporter:
             values = figures(jax.device_get(metrics))
             seconds = self._seconds_per_step(step)
             if seconds is not None:
-                values |= {"step_seconds": seconds, **self._throughput(seconds)}
+                values |= {"step_seconds": seconds, **self._throughput(step, seconds)}
                 values["seconds_left"] = seconds * (self._total_steps - step)
         return values
 

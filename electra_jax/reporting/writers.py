@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import tqdm
 from etils import epath
 
+from electra_jax import storage
+
 # The figures of the console line, in its order, with their form.
 _SHOWN = {
     "loss": "{:.3f}",
@@ -41,7 +43,7 @@ class JsonLines:
 
     def __init__(self, path: epath.Path, resume_step: int):
         """Cuts what an interrupted run wrote beyond `resume_step`, a broken last line included."""
-        self._path, self._is_remote = path, "://" in str(path)
+        self._path, self._is_remote = path, storage.is_remote(path)
         self._rows = [row for row in rows(path) if row["step"] <= resume_step]
         self._rewrite()
 
@@ -87,7 +89,7 @@ class TensorBoard:
     def __init__(self, directory: epath.Path, resume_step: int):
         import tensorboardX  # here: it imports torch where that is installed, which takes longer than all the rest
 
-        self._is_remote = "://" in str(directory)
+        self._is_remote = storage.is_remote(directory)
         # What an interrupted run wrote beyond `resume_step` is hidden by TensorBoard.
         self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=resume_step + 1, write_to_disk=True)
 

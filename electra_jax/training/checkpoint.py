@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from electra_jax import storage
 from electra_jax.config import CheckpointConfig, Config
 from electra_jax.config_loading import from_dict, to_dict
 from electra_jax.errors import UserError
@@ -56,7 +57,7 @@ class Checkpoints:
             keep_period=policy.keep_period or None,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(_absolute(directory), options=options)
+        self._manager = ocp.CheckpointManager(storage.absolute(directory), options=options)
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint."""
@@ -133,7 +134,7 @@ def restore_params(origin: Origin, abstract: Params) -> Params:
     """
     path = origin.path / "params"
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = by_name(checkpointer.metadata(_absolute(path)).item_metadata)
+        stored = by_name(checkpointer.metadata(storage.absolute(path)).item_metadata)
     expected = by_name(abstract)
     for name in sorted(stored.keys() | expected.keys()):
         there, here = (tuple(tree[name].shape) if name in tree else "absent" for tree in (stored, expected))
@@ -144,11 +145,7 @@ def restore_params(origin: Origin, abstract: Params) -> Params:
     return _restore(path, abstract)
 
 
-def _absolute(path: epath.Path) -> epath.Path:
-    return path if "://" in str(path) else epath.Path(path).absolute()
-
-
 def _restore(path: epath.Path, abstract: Any) -> Any:
     with ocp.StandardCheckpointer() as checkpointer:
         # Copied: what Orbax hands over may share memory with its buffers, and the step will donate it.
-        return jax.tree.map(jnp.copy, checkpointer.restore(_absolute(path), abstract))
+        return jax.tree.map(jnp.copy, checkpointer.restore(storage.absolute(path), abstract))

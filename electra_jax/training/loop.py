@@ -20,7 +20,12 @@ class Position(NamedTuple):
     """Where a run stands."""
 
     step: int
-    sequences: int  # consumed, counted on the host: 32 bits are too few for long runs
+    sequences: int  # consumed of this length's, counted on the host: 32 bits are too few for long runs
+
+    def next(self, config: Config) -> "Position":
+        """The position one step further on."""
+        phase, step = config.phase(self.step), self.step + 1
+        return Position(step, 0 if step == phase.end else self.sequences + phase.batch_size)
 
 
 class End(enum.Enum):
@@ -38,7 +43,7 @@ def train(
     start: Position,
     step_fn: Callable[[TrainState, jax.Array], tuple[TrainState, dict]],
     batches: Iterator[jax.Array],
-    evaluate: Callable[[Params], Mapping[str, float] | None] | None,
+    evaluate: Callable[[Params, int], Mapping[str, float] | None] | None,
     checkpoints: Checkpoints,
     saved: Saved,
     reporter: Reporter,
@@ -56,7 +61,7 @@ def train(
       start: the position of `state`.
       step_fn: the jitted step.
       batches: from `start` on, one a step.
-      evaluate: held-out figures of parameters, None where a signal came in between; or None.
+      evaluate: held-out figures of the parameters after a step, None where a signal came in between; or None.
       checkpoints, saved: where checkpoints go, and what they say of the run.
       reporter: takes metrics.
       interrupts: active.
@@ -74,7 +79,9 @@ def train(
     try:
         while True:
             if evaluate and evaluation_due:
-                evaluation_due = not reporter.flush(position.step, functools.partial(evaluate, state.params))
+                evaluation_due = not reporter.flush(
+                    position.step, functools.partial(evaluate, state.params, position.step)
+                )
             if position != start and checkpoints.should_save(position.step):
                 reporter.flush(position.step)
                 save()
@@ -88,7 +95,9 @@ def train(
             else:
                 state, metrics = step_fn(state, ids)
                 reporter.step_done(position.step + 1, metrics)
-            position = Position(position.step + 1, position.sequences + config.train.batch_size)
+            position = position.next(config)
+            if position.sequences == 0:  # another length, which is compiled for first
+                reporter.restart_clock()
             evaluation_due = is_evaluation_step(position.step, config)
         reporter.flush(position.step)
     except NotFinite:

@@ -33,8 +33,8 @@ class SpecialIds(Protocol):
 def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of `config` over all devices, or these; raises `UserError` where it or the batch do not fit them."""
     mesh = partitioning.make_mesh(config.mesh, devices)
-    accumulation = config.train.gradient_accumulation_steps
-    partitioning.check_batch(config.train.batch_size, mesh, accumulation)
+    for phase in config.phases:
+        partitioning.check_batch(phase.batch_size, mesh, config.train.gradient_accumulation_steps)
     return mesh
 
 

@@ -1,0 +1,308 @@
+"""Documents out of pieces of files: plain text, JSON lines, Parquet, Arrow and the records of TFDS.
+
+What cannot be read as text comes as `Broken`, with its place in the file, and ends nothing. A file that cannot be
+decompressed, or is not of its kind at all, is a `UserError`: how much of it is missing cannot be known.
+"""
+
+import contextlib
+import gzip
+import io
+import json
+import lzma
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import zstandard
+
+from electra_jax.data import sources
+from electra_jax.data.sources import TO_THE_END, Piece
+from electra_jax.errors import UserError
+
+EMPTY = "empty document"
+
+
+class Broken(NamedTuple):
+    """A document that is none."""
+
+    path: str
+    place: int  # bytes before its line, or its row, from 0
+    unit: str  # line or row
+    why: str
+
+
+def documents(pieces: Iterable[Piece], separator: str) -> Iterator[str | Broken]:
+    """Every document of the pieces, stripped, in order; what is broken or empty as `Broken`.
+
+    Args:
+      pieces: of a shard.
+      separator: `data.document_separator`, for plain text.
+    """
+    for piece in pieces:
+        for found in _read(piece, separator):
+            yield found if isinstance(found, Broken) else _stripped(piece, *found)
+
+
+def where(broken: Broken) -> str:
+    """`FILE, line N`. The lines before it are counted here, which takes reading them."""
+    if broken.unit == "row":
+        return f"{broken.path}, row {broken.place + 1}"
+    left, lines = broken.place, 1
+    with _open(broken.path) as file:
+        while left and (block := file.read(min(left, 1 << 20))):
+            lines += block.count(b"\n")
+            left -= len(block)
+    return f"{broken.path}, line {lines}"
+
+
+def _read(piece: Piece, separator: str) -> Iterator[tuple[int, str] | Broken]:
+    """(place, text) of each document."""
+    match piece.kind:
+        case "text":
+            return _text_lines(piece) if separator == "line" else _paragraphs(piece)
+        case "json_lines":
+            return _json_lines(piece)
+        case "parquet":
+            return _parquet(piece)
+        case "arrow":
+            return _arrow(piece)
+        case _:
+            return _examples(piece)
+
+
+def _stripped(piece: Piece, place: int, text: str) -> str | Broken:
+    stripped = text.strip()
+    unit = "line" if piece.kind in ("text", "json_lines") else "row"
+    return stripped or Broken(piece.path, place, unit, EMPTY)
+
+
+def _open(path: str) -> IO[bytes]:
+    file = sources.open_file(path)
+    match Path(sources.EMBEDDED_FILE if path == sources.EMBEDDED else path).suffix:
+        case ".gz":
+            return gzip.open(file, "rb")
+        case ".xz":
+            return lzma.open(file, "rb")
+        case ".zst":
+            return io.BufferedReader(_Zstandard(file))
+        case _:
+            return file
+
+
+class _Zstandard(io.RawIOBase):
+    """Reads a .zst file of one or more frames; unlike `zstandard.open` it raises EOFError where it is cut short."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self._frame, self._rest, self._ready = None, b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._ready:
+            data = self._rest or self._file.read(1 << 20)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the last frame is not complete")
+                return 0
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._ready, self._rest = self._frame.decompress(data), b""
+            if self._frame.eof:
+                self._frame, self._rest = None, self._frame.unused_data
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _lines(path: str, start: int) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin at byte `start` or later, each with the place where it does."""
+    number = 0
+    try:
+        with _open(path) as file:
+            place = 0
+            if start:
+                file.seek(start - 1)
+                place = start - 1 + len(file.readline())
+            for line in file:
+                number += 1
+                yield place, line
+                place += len(line)
+    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+        raise UserError(
+            f"{path}, after line {number}: cannot be decompressed ({error}); the file is broken or cut short"
+        ) from None
+
+
+def _decoded(path: str, place: int, line: bytes, unit: str = "line") -> str | Broken:
+    try:
+        return line.decode("utf-8-sig" if place == 0 else "utf-8")
+    except UnicodeDecodeError as error:
+        return Broken(path, place, unit, f"not UTF-8 (byte {error.object[error.start]:#04x})")
+
+
+def _lines_within(piece: Piece) -> Iterator[tuple[int, bytes]]:
+    for place, line in _lines(piece.path, piece.start):
+        if piece.stop != TO_THE_END and place >= piece.stop:
+            return
+        if line.strip():
+            yield place, line
+
+
+def _text_lines(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
+    for place, line in _lines_within(piece):
+        text = _decoded(piece.path, place, line)
+        yield text if isinstance(text, Broken) else (place, text)
+
+
+def _paragraphs(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
+    """Documents between blank lines. One belongs to the piece in which the blank line before it begins."""
+    begins = piece.start == 0
+    paragraph: list[str] = []
+    first, broken = 0, None
+
+    def finished() -> Iterator[tuple[int, str] | Broken]:
+        if broken:
+            yield broken
+        elif paragraph:
+            yield first, "".join(paragraph)
+
+    for place, line in _lines(piece.path, piece.start):
+        is_past = piece.stop != TO_THE_END and place >= piece.stop
+        if line.strip():
+            if begins:
+                text = _decoded(piece.path, place, line)
+                first = first if paragraph else place
+                if isinstance(text, Broken):
+                    broken = broken or text
+                else:
+                    paragraph.append(text)
+            elif is_past:
+                return
+            continue
+        yield from finished()
+        paragraph, broken, begins = [], None, True
+        if is_past:
+            return
+    yield from finished()
+
+
+def _json_lines(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
+    for place, line in _lines_within(piece):
+        decoded = _decoded(piece.path, place, line)
+        if isinstance(decoded, Broken):
+            yield decoded
+            continue
+        try:
+            row = json.loads(decoded)
+        except (json.JSONDecodeError, RecursionError) as error:
+            why = (
+                f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
+            )
+            yield Broken(piece.path, place, "line", f"not JSON ({why})")
+            continue
+        text = row.get(piece.field) if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            fields = ", ".join(row) if isinstance(row, dict) else f"none: the line is a {type(row).__name__}"
+            why = f"no text in field {piece.field!r} (fields: {fields}); see config.data.text_field"
+            yield Broken(piece.path, place, "line", why)
+        elif not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            yield Broken(
+                piece.path, place, "line", "half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+            )
+        else:
+            yield place, text
+
+
+def _parquet(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
+    import pyarrow.parquet
+
+    with sources.open_file(piece.path) as opened, _named(piece.path):
+        file = pyarrow.parquet.ParquetFile(opened)
+        row = sum(file.metadata.row_group(i).num_rows for i in range(piece.start))
+        groups = list(range(piece.start, piece.stop))
+        for batch in file.iter_batches(batch_size=1000, row_groups=groups, columns=[piece.field], use_threads=False):
+            yield from _column(piece, row, batch)
+            row += batch.num_rows
+
+
+def _arrow(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
+    import pyarrow
+
+    with sources.open_file(piece.path) as opened, _named(piece.path):
+        row = 0
+        for batch in pyarrow.ipc.open_stream(opened):
+            if piece.field not in batch.schema.names:
+                fields = ", ".join(batch.schema.names)
+                raise UserError(
+                    f"{piece.path}: no field {piece.field!r} (fields: {fields}); set config.data.text_field"
+                )
+            yield from _column(piece, row, batch)
+            row += batch.num_rows
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({str(error).splitlines()[0]}); the file is broken or cut short"
+        ) from None
+
+
+def _column(piece: Piece, row: int, batch) -> Iterator[tuple[int, str] | Broken]:
+    import pyarrow
+
+    column = batch.column(batch.schema.get_field_index(piece.field))
+    try:
+        # As bytes, since one that is not UTF-8 would spoil its whole batch.
+        column = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
+        values = column.cast(pyarrow.large_binary())
+    except pyarrow.ArrowException:
+        raise UserError(
+            f"{piece.path}: field {piece.field!r} holds {column.type} and no text; set config.data.text_field"
+        ) from None
+    for place, value in enumerate(values.to_pylist(), row):
+        text = _decoded(piece.path, place, value or b"", "row")
+        yield text if isinstance(text, Broken) else (place, text)
+
+
+def _examples(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    read = _array_records if piece.kind == "array_record" else _tf_records
+    for place, record in enumerate(read(piece), piece.start):
+        values = tf_example_pb2.Example.FromString(record).features.feature[piece.field].bytes_list.value
+        text = _decoded(piece.path, place, values[0] if values else b"", "row")
+        yield text if isinstance(text, Broken) else (place, text)
+
+
+def _array_records(piece: Piece) -> Iterator[bytes]:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(piece.path)
+    for start in range(piece.start, piece.stop, 1000):
+        yield from reader.read(start, min(start + 1000, piece.stop))
+    reader.close()
+
+
+def _tf_records(piece: Piece) -> Iterator[bytes]:
+    """The records of a TFRecord file: length, its checksum, data, its checksum."""
+    with sources.open_file(piece.path) as file:
+        for _ in range(piece.start, piece.stop):
+            head = file.read(12)
+            length = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else 0
+            record = file.read(length + 4)
+            if len(head) < 12 or len(record) < length + 4:
+                raise UserError(f"{piece.path}: cut short; the data set says that it holds {piece.stop} records")
+            yield record[:-4]

@@ -1,0 +1,220 @@
+"""What is in a corpus, found before anything is tokenised: documents, broken lines, duplicates, a sample of the text.
+
+Each stage works on one shard at a time, in any process on any machine, and leaves its result as a file; a stage that
+is begun again goes on with the shards that are missing.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from electra_jax import storage
+from electra_jax.config import DataConfig
+from electra_jax.data import readers, sources
+from electra_jax.data.readers import Broken
+from electra_jax.data.sources import Corpus, Piece, Plan
+from electra_jax.errors import UserError
+
+# Broken documents of a shard that are named; all are counted.
+_NAMED = 5
+# Documents that are compared at a time for duplicates, which bounds the memory it takes.
+_COMPARED = 1 << 24
+
+
+def digest(text: str) -> int:
+    """A 64-bit hash of a document: what decides on the held-out split, on samples, and on what is a duplicate."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def is_held_out(digest_of_text: int, validation_fraction: float) -> bool:
+    """Whether a document belongs to the held-out split: a function of its text alone."""
+    return digest_of_text < validation_fraction * 2**64
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """The stages of a corpus, each writing to `directory`: NNNNN.json and NNNNN.npy for each shard."""
+
+    directory: str
+    separator: str
+
+    @property
+    def path(self) -> epath.Path:
+        return epath.Path(self.directory)
+
+    def plan(self) -> Plan:
+        """How the corpus is cut, as it was written down by `begin`."""
+        stored = json.loads((self.path / "plan.json").read_text())
+        return Plan(stored["files"], [[Piece(*piece) for piece in shard] for shard in stored["shards"]])
+
+    def done(self, shard: int) -> bool:
+        """Whether a shard has been read."""
+        return (self.path / f"{shard:05}.json").exists()
+
+    def read(self, shard: int) -> None:
+        """Counts what is in a shard, and hashes its documents."""
+        counts = {"documents": 0, "bytes": 0, "empty": 0, "broken": 0}
+        named: list[str] = []
+        hashes: list[int] = []
+        for text in readers.documents(self.plan().shards[shard], self.separator):
+            if isinstance(text, Broken):
+                counts["empty" if text.why == readers.EMPTY else "broken"] += 1
+                if len(named) < _NAMED:
+                    named.append(f"{readers.where(text)}: {text.why}")
+                continue
+            counts["documents"] += 1
+            counts["bytes"] += len(text.encode())
+            hashes.append(digest(text))
+        write_array(self.path / f"{shard:05}.npy", np.asarray(hashes, np.uint64))
+        storage.write(self.path / f"{shard:05}.json", json.dumps({**counts, "named": named}))
+
+    def found(self) -> list[dict[str, Any]]:
+        """What `read` has counted in each shard."""
+        return [json.loads((self.path / f"{shard:05}.json").read_text()) for shard in range(len(self.plan().shards))]
+
+    def hashes(self, shard: int) -> np.ndarray:
+        """Of the documents of a shard, in order."""
+        return read_array(self.path / f"{shard:05}.npy")
+
+    def documents(self, shard: int, dropped: "Dropped | None" = None) -> Iterator[str]:
+        """The documents of a shard that are kept."""
+        leave_out = frozenset(dropped.of(shard).tolist()) if dropped else frozenset()
+        texts = (t for t in readers.documents(self.plan().shards[shard], self.separator) if not isinstance(t, Broken))
+        return (text for place, text in enumerate(texts) if place not in leave_out)
+
+
+def begin(data: DataConfig, corpus: Corpus, directory: epath.Path) -> Survey:
+    """The survey of a corpus, planned if it has not been.
+
+    Raises:
+      UserError: where a source cannot be read, or is not the one that a survey begun before was made of.
+    """
+    survey = Survey(os.fspath(directory), data.document_separator)
+    path = directory / "plan.json"
+    if path.exists():
+        check_files(data, corpus, directory, survey.plan().files)
+        return survey
+    plan = sources.make_plan(corpus, data.shard_bytes)
+    directory.mkdir(parents=True, exist_ok=True)
+    storage.write(path, json.dumps({"files": plan.files, "shards": plan.shards}))
+    return survey
+
+
+def check_files(data: DataConfig, corpus: Corpus, made: epath.Path, before: Sequence[dict[str, Any]]) -> None:
+    """Refuses what was `made` of files that are others now; raises `UserError`."""
+    try:
+        now = sources.describe_files(corpus)
+    except (UserError, OSError):
+        return  # prepared elsewhere: the text itself need not be here
+    if now != list(before):
+        named = {file["name"]: file for file in before}
+        changed = [file["name"] for file in now if named.pop(file["name"], None) != file] + list(named)
+        raise UserError(
+            f"config.data.source={data.source!r} changed since {made} was made of it ({', '.join(changed[:5])}); "
+            "put the old files back, or remove that to have it made again"
+        )
+
+
+def check_broken(data: DataConfig, surveys: Sequence[Survey]) -> list[str]:
+    """One line for each kind of document that is passed over; raises `UserError` where they are too many."""
+    found = [shard for survey in surveys for shard in survey.found()]
+    documents, empty, broken = (sum(shard[name] for shard in found) for name in ("documents", "empty", "broken"))
+    named = [line for shard in found for line in shard["named"]]
+    total, bad = documents + empty + broken, empty + broken
+    if bad > data.max_broken_fraction * total:
+        raise UserError(
+            f"config.data.source: {bad:,} of {total:,} documents are broken or empty, more than "
+            f"config.data.max_broken_fraction={data.max_broken_fraction}; the first: {'; '.join(named[:3])}"
+        )
+    if not bad:
+        return []
+    return [
+        f"passed over {broken:,} broken and {empty:,} empty of {total:,} documents:",
+        *(f"  {n}" for n in named[:_NAMED]),
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """Which documents of a corpus are left out: NNNNN.npy with their numbers, for each shard."""
+
+    directory: str
+
+    def of(self, shard: int) -> np.ndarray:
+        return read_array(epath.Path(self.directory) / f"{shard:05}.npy")
+
+    def count(self) -> int:
+        return sum(len(read_array(path)) for path in sorted(epath.Path(self.directory).glob("*.npy")))
+
+
+def drop_duplicates(surveys: Sequence[Survey], directories: Sequence[epath.Path]) -> list[Dropped]:
+    """Leaves out every document whose text has come before, in the order of the corpora.
+
+    Memory is bounded: documents are compared in groups of about `_COMPARED`, by the range of their hash.
+    """
+    places = [(c, s) for c, survey in enumerate(surveys) for s in range(len(survey.plan().shards))]
+    dropped: dict[tuple[int, int], list[np.ndarray]] = {place: [] for place in places}
+    total = sum(shard["documents"] for survey in surveys for shard in survey.found())
+    groups = -(-total // _COMPARED) or 1
+    width = 2**64 // groups + 1
+    for group in range(groups):
+        hashes, owners, numbers = [], [], []
+        for i, (c, s) in enumerate(places):
+            of_shard = surveys[c].hashes(s)
+            (inside,) = np.nonzero(of_shard // np.uint64(width) == group) if groups > 1 else (np.arange(len(of_shard)),)
+            hashes.append(of_shard[inside])
+            owners.append(np.full(len(inside), i, np.int32))
+            numbers.append(inside.astype(np.int64))
+        of_group, owner, number = (np.concatenate(part) for part in (hashes, owners, numbers))
+        repeated = np.ones(len(of_group), bool)
+        repeated[np.unique(of_group, return_index=True)[1]] = False  # the first of each
+        for i, place in enumerate(places):
+            dropped[place].append(number[repeated & (owner == i)])
+    for (c, s), parts in dropped.items():
+        directories[c].mkdir(parents=True, exist_ok=True)
+        write_array(directories[c] / f"{s:05}.npy", np.sort(np.concatenate(parts)))
+    return [Dropped(os.fspath(directory)) for directory in directories]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Training text of a corpus, for a vocabulary: about `fraction` of it, drawn evenly, as NNNNN.txt for each shard."""
+
+    directory: str
+    survey: Survey
+    dropped: Dropped | None
+    fraction: float
+    validation_fraction: float
+
+    def done(self, shard: int) -> bool:
+        return (epath.Path(self.directory) / f"{shard:05}.txt").exists()
+
+    def read(self, shard: int) -> None:
+        """Goes by a salted hash of the text, so the held-out split, which goes by the plain one, is no part of it."""
+        limit = self.fraction * 2**64
+        chosen = (
+            text
+            for text in self.survey.documents(shard, self.dropped)
+            if digest("sample:" + text) < limit and not is_held_out(digest(text), self.validation_fraction)
+        )
+        lines = "".join("\n".join(line for line in text.splitlines() if line.strip()) + "\n" for text in chosen)
+        storage.write(epath.Path(self.directory) / f"{shard:05}.txt", lines)
+
+
+def write_array(path: epath.Path, array: np.ndarray) -> None:
+    """As a .npy file, whole or not at all."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    storage.write(path, buffer.getvalue())
+
+
+def read_array(path: epath.Path) -> np.ndarray:
+    """What `write_array` wrote."""
+    return np.load(io.BytesIO(path.read_bytes()))

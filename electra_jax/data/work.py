@@ -1,0 +1,104 @@
+"""Runs the stages of preparing data: a shard at a time on the cores of this machine, or as a Beam pipeline on many.
+
+A stage leaves its results as files, so nothing comes back from a worker but the word that it is done.
+"""
+
+import concurrent.futures
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import tqdm
+
+from electra_jax.errors import UserError
+
+Say = Callable[[str], None]
+
+
+class Stage(Protocol):
+    """What is done to each shard of a corpus. It can be pickled."""
+
+    def done(self, shard: int) -> bool: ...
+
+    def read(self, shard: int) -> None: ...
+
+
+# Runs what is missing of a stage: (stage, number of shards, what it is called).
+Runner = Callable[[Stage, int, str], None]
+
+
+def missing(stage: Stage, shards: int) -> list[int]:
+    """The shards that a stage has not been through."""
+    return [shard for shard in range(shards) if not stage.done(shard)]
+
+
+def locally(stage: Stage, shards: int, what: str) -> None:
+    """On all cores of this machine, in processes of their own where there is more than one shard.
+
+    Raises:
+      UserError: of the first shard that raised one; those under way are given up.
+    """
+    left = missing(stage, shards)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with tqdm.tqdm(total=len(left), desc=what, unit=" shards", disable=not sys.stderr.isatty()) as bar:
+        if min(cores, len(left)) <= 1:
+            for shard in left:  # the tokenizer uses all cores by itself
+                stage.read(shard)
+                bar.update()
+            return
+        context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
+        with concurrent.futures.ProcessPoolExecutor(min(cores, len(left)), context, _begin_worker) as pool:
+            running = [pool.submit(stage.read, shard) for shard in left]
+            try:
+                for done in concurrent.futures.as_completed(running):
+                    done.result()
+                    bar.update()
+            except concurrent.futures.process.BrokenProcessPool:
+                raise UserError(
+                    f"{what}: a worker was ended, likely for want of memory; the same command goes on"
+                ) from None
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+def beam(options: str) -> Runner:
+    """As an Apache Beam pipeline, with `options` as Beam spells them: `--runner=DataflowRunner --project=...`."""
+    try:
+        import apache_beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError("--beam needs an extra: pip install 'electra_jax[beam]'") from None
+
+    def run(stage: Stage, shards: int, what: str) -> None:
+        left = missing(stage, shards)
+        if not left:
+            return
+        with apache_beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:
+            (
+                pipeline
+                | f"shards to be {what}" >> apache_beam.Create(left)
+                | apache_beam.Reshuffle()  # else one worker would get them all
+                | what >> apache_beam.Map(stage.read)
+            )
+        if failed := missing(stage, shards):
+            raise UserError(f"{what}: {len(failed)} of {shards} shards are missing after the pipeline; run it again")
+
+    return run
+
+
+def _begin_worker() -> None:
+    """A worker ends with its parent, however that ends, and leaves Ctrl-C to it; one core is its own."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
