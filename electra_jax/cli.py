@@ -120,7 +120,10 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]
     for name, text in overrides:
         values = config_loading.override(values, name, text)
     config = config_loading.from_dict(values)
-    local_path("config.data.directory", config.data.directory)
+    directory("config.data.directory", config.data.directory)
+    for part in config.data.source.split(","):
+        if storage.is_remote(part):
+            directory("config.data.source", part.strip())
     return config
 
 
@@ -131,14 +134,14 @@ def local_path(name: str, value: str) -> Path:
     return Path(value).expanduser()
 
 
-def work_directory(value: str) -> epath.Path:
-    """`--workdir`: a path on this machine or in a bucket; raises `UserError` for one that cannot be reached."""
+def directory(name: str, value: str) -> epath.Path:
+    """A path on this machine or in a bucket; raises `UserError` for one that cannot be reached."""
     if not storage.is_remote(value):
         return storage.absolute(value)
     if not value.startswith("gs://"):
-        raise UserError(f"--workdir={value}: of remote storage, gs://BUCKET/PATH alone is supported")
+        raise UserError(f"{name}={value}: of remote storage, gs://BUCKET/PATH alone is supported")
     if importlib.util.find_spec("gcsfs") is None:
-        raise UserError(f"--workdir={value} needs an extra: pip install 'electra_jax[gcs]'")
+        raise UserError(f"{name}={value} needs an extra: pip install 'electra_jax[gcs]'")
     return epath.Path(value)
 
 
@@ -155,7 +158,7 @@ def make_directory(name: str, path: epath.Path) -> None:
         ) from None
 
 
-def use_compilation_cache(directory: epath.Path) -> None:
+def use_compilation_cache(place: epath.Path) -> None:
     """Keeps compiled programs, so that a run that is started again starts quickly.
 
     The environment's JAX_COMPILATION_CACHE_DIR comes first.
@@ -163,4 +166,4 @@ def use_compilation_cache(directory: epath.Path) -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(storage.absolute(directory)))
+        jax.config.update("jax_compilation_cache_dir", str(storage.absolute(place)))

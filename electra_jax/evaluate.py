@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     config = cli.apply_overrides(config_loading.to_dict(saved.config), overrides)
     mesh = mesh_of(config)
     prepared = build.prepare(config, tokenizer=tokenizer_lib.from_json(saved.tokenizer))
-    cli.use_compilation_cache(cli.work_directory(args.workdir).parent / "compilation_cache")
+    cli.use_compilation_cache(cli.directory("--workdir", args.workdir).parent / "compilation_cache")
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)
     inputs = Inputs(setup, prepared)
     if not inputs.has_held_out:

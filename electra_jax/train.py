@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     distributed.add_arguments(parser)
     args, overrides = cli.parse(parser, argv)
     config = cli.load_config(args.config, overrides)
-    workdir = cli.work_directory(args.workdir or f"runs/{Path(args.config).stem}")
+    workdir = cli.directory("--workdir", args.workdir or f"runs/{Path(args.config).stem}")
     cli.keep_freed_memory()
     cli.use_compilation_cache(workdir.parent / "compilation_cache")
     distributed.join(args, config)

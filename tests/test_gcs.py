@@ -1,5 +1,6 @@
 """Work directories in a bucket, against an emulator of Cloud Storage."""
 
+import gzip
 import json
 import re
 import signal
@@ -10,6 +11,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from conftest import ROOT, SMALL, config_file, process_env, run_module
 from test_run import metrics, numbers
@@ -24,16 +27,28 @@ class Bucket:
         self.address = f"http://localhost:{port}"
         # TensorFlow, where it is installed, would be asked for gs:// paths, and knows no other address.
         self.env = {"STORAGE_EMULATOR_HOST": self.address, "TENSORSTORE_GCS_HTTP_URL": self.address,
-                    "GOOGLE_CLOUD_PROJECT": "p", "EPATH_USE_TF": "false"}  # fmt: skip
+                    "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.address, "GOOGLE_CLOUD_PROJECT": "p",
+                    "EPATH_USE_TF": "false"}  # fmt: skip
 
     def names(self) -> list[str]:
         with urllib.request.urlopen(f"{self.address}/storage/v1/b/bucket/o") as answer:
             return [item["name"] for item in json.load(answer).get("items", [])]
 
-    def read(self, name: str) -> str:
+    def bytes(self, name: str) -> bytes:
         quoted = urllib.request.quote(name, safe="")
         with urllib.request.urlopen(f"{self.address}/storage/v1/b/bucket/o/{quoted}?alt=media") as answer:
-            return answer.read().decode()
+            return answer.read()
+
+    def read(self, name: str) -> str:
+        return self.bytes(name).decode()
+
+    def write(self, name: str, data: bytes) -> None:
+        quoted = urllib.request.quote(name, safe="")
+        request = urllib.request.Request(
+            f"{self.address}/upload/storage/v1/b/bucket/o?uploadType=media&name={quoted}",
+            data=data, method="POST", headers={"Content-Type": "application/octet-stream"},
+        )  # fmt: skip
+        urllib.request.urlopen(request).close()
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +116,7 @@ def test_a_run_in_a_bucket_is_preempted_resumed_evaluated_and_exported(place, bu
 def test_a_checkpoint_that_was_not_finished_is_passed_over(place, bucket):
     """A bucket cannot rename: the folder of a save that was killed has the name of a whole one, but not Orbax's mark."""
     steps = sorted({int(name.split("/")[3]) for name in bucket.names() if name.startswith("runs/there/checkpoints/")})
-    request = urllib.request.Request(
-        f"{bucket.address}/upload/storage/v1/b/bucket/o?uploadType=media&name=runs/there/checkpoints/{steps[-1] + 5}/params/x",
-        data=b"x", method="POST", headers={"Content-Type": "text/plain"},
-    )  # fmt: skip
-    urllib.request.urlopen(request).close()
+    bucket.write(f"runs/there/checkpoints/{steps[-1] + 5}/params/x", b"x")
     longer = f"--config.train.num_train_steps={steps[-1] + 2}"
     done = run_module(
         "train", "--config=small.py", "--workdir=gs://bucket/runs/there", longer, cwd=place, env=bucket.env
@@ -122,3 +133,47 @@ def test_buckets_that_cannot_be_used(place, bucket, workdir, part):
     done = run_module("train", "--config=small.py", f"--workdir={workdir}", cwd=place, env=bucket.env)
     assert done.returncode == 2, done.stdout + done.stderr
     assert part in done.stderr and done.stderr.count("error: ") == 1
+
+
+def test_text_and_records_in_a_bucket(place, bucket, corpus_file):
+    """Sources of each kind there, records written there and read from there: what a run on local disk has."""
+    texts = corpus_file.read_text().split("\n\n")
+    table = pyarrow.table({"text": texts[200:]})
+    buffer = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, buffer, row_group_size=50)
+    files = {
+        "one.txt": "\n\n".join(texts[:100]).encode(),
+        "two.jsonl.gz": gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in texts[100:200]).encode()),
+        "three.parquet": buffer.getvalue().to_pybytes(),
+    }
+    (place / "text").mkdir()
+    for name, data in files.items():
+        (place / "text" / name).write_bytes(data)
+        bucket.write(f"text/{name}", data)
+    settings = [
+        "--config=small.py",
+        "--config.data.shard_bytes=10000",
+        "--config.data.shuffle=blocks",
+        "--config.data.shuffle_block=32",
+    ]
+    parts = ("o*.txt", "two.jsonl.gz", "three.parquet")
+    local = run_module(
+        "train", *settings, "--workdir=from_disk", f"--config.data.source={','.join(f'text/{p}' for p in parts)}",
+        "--config.data.directory=on_disk", cwd=place,
+    )  # fmt: skip
+    assert local.returncode == 0, local.stderr
+    there = [*settings, f"--config.data.source={','.join(f'gs://bucket/text/{p}' for p in parts)}",
+             "--config.data.directory=gs://bucket/data"]  # fmt: skip
+    remote = run_module("train", *there, "--workdir=from_bucket", cwd=place, env=bucket.env)
+    assert remote.returncode == 0, remote.stderr[-3000:]
+    assert numbers(metrics(place / "from_bucket")) == numbers(metrics(place / "from_disk"))
+    records = [name for name in bucket.names() if ".array_record-" in name]
+    assert len(records) == 2 * len(list(place.glob("on_disk/electra_records/*/*/*train.array_record-*"))) > 10
+    for name in records:
+        (twin,) = place.glob(f"on_disk/electra_records/*/*/{Path(name).name}")
+        assert twin.stat().st_size == len(bucket.bytes(name))
+    again = run_module("prepare", *there, cwd=place, env=bucket.env)
+    assert again.returncode == 0 and "ready: gs://bucket/data/" in again.stdout and "preparing" not in again.stdout
+    bucket.write("text/one.txt", b"Another text.")
+    changed = run_module("prepare", *there, cwd=place, env=bucket.env)
+    assert changed.returncode == 2 and "changed since gs://bucket/data" in changed.stderr

@@ -74,7 +74,7 @@ def assert_identical(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-_CLOCK = {"step_seconds", "tokens_per_second", "utilisation", "seconds_left"}
+_CLOCK = {"step_seconds", "tokens_per_second", "utilisation", "seconds_left", "data_read_per_used"}
 
 
 def numbers(rows: list[dict]) -> list[dict]:

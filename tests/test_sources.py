@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import importlib
 import json
 import lzma
 import random
@@ -154,6 +155,30 @@ def test_tfds_data_sets(tmp_path, monkeypatch, file_format):
         read("tfds:made", text_field="body")
     with pytest.raises(UserError, match="tfds:no_such_thing cannot be had"):
         read("tfds:no_such_thing")
+
+
+def test_a_tfds_data_set_that_is_not_there_yet_is_made(tmp_path, monkeypatch):
+    """A builder as TFDS's own are, in a package folder, found by its name."""
+    import tensorflow_datasets as tfds
+
+    (tmp_path / "three_texts").mkdir()
+    (tmp_path / "three_texts" / "__init__.py").write_text("")
+    (tmp_path / "three_texts" / "three_texts_dataset_builder.py").write_text(
+        "import tensorflow_datasets as tfds\n"
+        "class Builder(tfds.core.GeneratorBasedBuilder):\n"
+        "    VERSION = tfds.core.Version('1.0.0')\n"
+        "    def _info(self):\n"
+        "        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({'text': tfds.features.Text()}))\n"
+        "    def _split_generators(self, dl_manager):\n"
+        "        return {'train': ((i, {'text': text}) for i, text in enumerate(['one', 'two', 'three']))}\n"
+        "    def _generate_examples(self):\n"
+        "        pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("three_texts.three_texts_dataset_builder")
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "data"))
+    assert sorted(read("tfds:three_texts")) == ["one", "three", "two"]
+    assert list((tmp_path / "data" / "three_texts").glob("1.0.0/*tfrecord*"))
 
 
 BROKEN = [

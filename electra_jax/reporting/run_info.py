@@ -46,6 +46,8 @@ def text(value: Any) -> str:
     """A value of `run.json` as a person reads it."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {text(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(text, value))
     if isinstance(value, float):
         return f"{value:,.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
