@@ -58,7 +58,7 @@ def benchmark(config: Config, steps: int, warmup: int = 3) -> dict[str, Any]:
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size)
     size = config.train.batch_size
     inputs = Inputs(setup, prepared)
-    batches = inputs.training(Position(0, 0))
+    batches = inputs.training(Position(max(phase.end or 0 for phase in config.phases), 0))  # the last phase
     state = setup.init()
     seconds = []
     for _ in range(warmup + steps):

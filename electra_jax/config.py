@@ -74,7 +74,7 @@ class TokenizerConfig:
     vocab_file: str = setting("", "an existing vocab.txt or SentencePiece .model instead of training one", REFUSE)
     lowercase: bool = setting(True, "lower-case the text", REFUSE)
     strip_accents: bool | None = setting(None, "strip accents (WordPiece); None: when lower-casing, as BERT", REFUSE)
-    training_bytes: int = setting(200_000_000, "bytes of text, drawn evenly, that a vocabulary is trained on", REFUSE)
+    training_bytes: int = setting(50_000_000, "bytes of text to train it on; unigram holds 25 bytes for each", REFUSE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Files on this machine and in buckets, through etils paths; a file appears whole or not at all."""
 
+import hashlib
 import shutil
+import tempfile
 from pathlib import Path
 
 from etils import epath
@@ -23,19 +25,24 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
     if is_remote(path):  # an object appears when it is complete
         path.write_bytes(data)
         return
-    partial = path.with_name(path.name + ".partial")
+    partial = scratch(path)
     partial.write_bytes(data)
     partial.replace(path)
 
 
-def move(local: Path, destination: epath.PathLike) -> None:
-    """Moves a file of this machine to where it belongs, on whatever storage."""
-    destination = epath.Path(destination)
+def scratch(destination: epath.PathLike) -> Path:
+    """Where on this machine a file is to be written that then moves to `destination`; the same whenever it is tried."""
     if is_remote(destination):
-        with open(local, "rb") as source, destination.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 24)
-        local.unlink()
+        key = hashlib.sha256(str(destination).encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"electra_jax-{key}.partial"
+    return Path(f"{destination}.partial")
+
+
+def move(local: Path, destination: epath.PathLike) -> None:
+    """Moves a file from its `scratch` place to where it belongs."""
+    if not is_remote(destination):
+        local.replace(destination)
         return
-    partial = destination.with_name(destination.name + ".partial")
-    shutil.move(local, partial)  # may go from disk to disk
-    partial.replace(destination)
+    with open(local, "rb") as source, epath.Path(destination).open("wb") as target:
+        shutil.copyfileobj(source, target, 1 << 24)
+    local.unlink()

@@ -47,7 +47,7 @@ class Prepared(NamedTuple):
     @property
     def digest(self) -> str:
         """Identifies the records: the sources' files, the settings, the counts that came out."""
-        return _hash([made.metadata for of_length in self.sets.values() for made in of_length])
+        return _hash([_lasting(made.metadata) for of_length in self.sets.values() for made in of_length])
 
     @property
     def directories(self) -> list[str]:
@@ -283,6 +283,11 @@ def _check(text: _Text, corpus: Corpus, tokenizer: Tokenizer, target: Target, me
                 "it again"
             )
     survey.check_files(text.config.data, corpus, target.path, metadata["files"])
+
+
+def _lasting(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What is the same for the same text, wherever it was prepared."""
+    return metadata | {"files": [{**file, "modified": None} for file in metadata["files"]]}
 
 
 def _hash(value: Any) -> str:

@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,23 +90,20 @@ class Recording:
         shards = len(self.survey.plan().shards)
         tokenizer = load_tokenizer(os.fspath(self.targets[0].path / "tokenizer.json"))
         splits = [TRAIN, VALIDATION] if self.validation_fraction > 0 else [TRAIN]
-        with tempfile.TemporaryDirectory() as scratch:
-            writers = {
-                (target, split): _ShardWriter(Path(scratch) / f"{i}-{split}", target.length, tokenizer, self.packing)
-                for i, target in enumerate(self.targets)
-                for split in splits
-            }
-            counts = {split: _Counts() for split in splits}
-            for number, documents in enumerate(self._chunks(shard, tokenizer, counts)):
-                for (_, split), writer in writers.items():
-                    writer.write(documents[split], (shard, number))
-            for target in self.targets:
-                written = {}
-                for split in splits:
-                    writer = writers[target, split]
-                    written[split] = {**counts[split].summary(), **writer.close()}
-                    storage.move(writer.path, target.file(split, shard, shards))
-                storage.write(target.path / "shards" / f"{shard:05}.json", json.dumps(written))
+        files = {(target, split): target.file(split, shard, shards) for target in self.targets for split in splits}
+        writers = {
+            (target, split): _ShardWriter(storage.scratch(file), target.length, tokenizer, self.packing)
+            for (target, split), file in files.items()
+        }
+        counts = {split: _Counts() for split in splits}
+        for number, documents in enumerate(self._chunks(shard, tokenizer, counts)):
+            for (_, split), writer in writers.items():
+                writer.write(documents[split], (shard, number))
+        for target in self.targets:
+            written = {split: {**counts[split].summary(), **writers[target, split].close()} for split in splits}
+            for split in splits:
+                storage.move(writers[target, split].path, files[target, split])
+            storage.write(target.path / "shards" / f"{shard:05}.json", json.dumps(written))
 
     def _chunks(
         self, shard: int, tokenizer: Tokenizer, counts: dict[str, "_Counts"]

@@ -8,7 +8,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,9 +84,11 @@ def make_plan(corpus: Corpus, shard_bytes: int) -> Plan:
     return Plan([describe(file.path) for file in files], shards)
 
 
-def describe_files(corpus: Corpus) -> list[dict[str, Any]]:
-    """The files of a corpus as `Plan` has them; raises `UserError` like `make_plan`."""
-    return [describe(file.path) for file in _files(corpus)]
+def changed_files(corpus: Corpus, before: Sequence[dict[str, Any]]) -> list[str]:
+    """The files that are not as `Plan.files` has them, new ones and lost ones included; raises `UserError` like `make_plan`."""
+    named = {file["name"]: file for file in before}
+    changed = [file.path for file in _files(corpus) if not _is_as(file.path, named.pop(file.path, None))]
+    return changed + list(named)
 
 
 def open_file(path: str):
@@ -97,21 +99,36 @@ def open_file(path: str):
 
 
 def describe(path: str) -> dict[str, Any]:
-    """Name, size and a digest of a file, to notice that it changed.
+    """Name, size, a digest and the time of the last change of a file, to notice that it changed.
 
-    Of a large file the digest covers 64 evenly spaced blocks of 64 KiB, both ends among them; of one in a bucket,
-    the time it was written there.
+    Of a large file the digest covers 64 evenly spaced blocks of 64 KiB, both ends among them; one in a bucket has none.
     """
+    size, modified = _size_and_time(path)
     if storage.is_remote(path):
-        stat = epath.Path(path).stat()
-        return {"name": path, "bytes": stat.length, "digest": str(stat.mtime)}
+        return {"name": path, "bytes": size, "digest": str(modified), "modified": modified}
     digest = hashlib.sha256()
     with open_file(path) as file:
-        size = file.seek(0, os.SEEK_END)
         for i in range(64):
             file.seek(max(0, size - 65536) * i // 63)
             digest.update(file.read(65536))
-    return {"name": path, "bytes": size, "digest": digest.hexdigest()[:16]}
+    return {"name": path, "bytes": size, "digest": digest.hexdigest()[:16], "modified": modified}
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    if storage.is_remote(path):
+        stat = epath.Path(path).stat()
+        return stat.length, int(stat.mtime or 0)
+    stat = os.stat(Path(__file__).with_name(EMBEDDED_FILE) if path == EMBEDDED else path)
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _is_as(path: str, before: dict[str, Any] | None) -> bool:
+    if before is None:
+        return False
+    if _size_and_time(path) == (before["bytes"], before["modified"]):
+        return True
+    now = describe(path)  # may have been copied or touched
+    return (now["bytes"], now["digest"]) == (before["bytes"], before["digest"])
 
 
 class _File(NamedTuple):

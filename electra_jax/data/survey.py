@@ -110,12 +110,10 @@ def begin(data: DataConfig, corpus: Corpus, directory: epath.Path) -> Survey:
 def check_files(data: DataConfig, corpus: Corpus, made: epath.Path, before: Sequence[dict[str, Any]]) -> None:
     """Refuses what was `made` of files that are others now; raises `UserError`."""
     try:
-        now = sources.describe_files(corpus)
+        changed = sources.changed_files(corpus, before)
     except (UserError, OSError):
         return  # prepared elsewhere: the text itself need not be here
-    if now != list(before):
-        named = {file["name"]: file for file in before}
-        changed = [file["name"] for file in now if named.pop(file["name"], None) != file] + list(named)
+    if changed:
         raise UserError(
             f"config.data.source={data.source!r} changed since {made} was made of it ({', '.join(changed[:5])}); "
             "put the old files back, or remove that to have it made again"

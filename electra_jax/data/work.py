@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -41,29 +42,49 @@ def locally(stage: Stage, shards: int, what: str) -> None:
     """On all cores of this machine, in processes of their own where there is more than one shard.
 
     Raises:
-      UserError: of the first shard that raised one; those under way are given up.
+      UserError: of the first shard that raised one; those under way are given up, as on Ctrl-C.
     """
     left = missing(stage, shards)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with tqdm.tqdm(total=len(left), desc=what, unit=" shards", disable=not sys.stderr.isatty()) as bar:
+    with _Progress(len(left), what) as progress:
         if min(cores, len(left)) <= 1:
             for shard in left:  # the tokenizer uses all cores by itself
                 stage.read(shard)
-                bar.update()
+                progress.update()
             return
         context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
         with concurrent.futures.ProcessPoolExecutor(min(cores, len(left)), context, _begin_worker) as pool:
-            running = [pool.submit(stage.read, shard) for shard in left]
             try:
-                for done in concurrent.futures.as_completed(running):
+                for done in concurrent.futures.as_completed([pool.submit(stage.read, shard) for shard in left]):
                     done.result()
-                    bar.update()
+                    progress.update()
             except concurrent.futures.process.BrokenProcessPool:
                 raise UserError(
-                    f"{what}: a worker was ended, likely for want of memory; the same command goes on"
+                    f"{what}: a worker was ended, maybe for want of memory; the same command goes on"
                 ) from None
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
+                raise
+
+
+class _Progress(tqdm.tqdm):
+    """A bar on a terminal; in a file or pipe, a line a minute."""
+
+    def __init__(self, total: int, what: str):
+        super().__init__(total=total, desc=what, unit=" shards", disable=not sys.stderr.isatty())
+        self._what, self._total, self._finished = what, total, 0
+        self._begun = self._said = time.monotonic()
+
+    def update(self) -> None:
+        super().update()
+        self._finished += 1
+        now = time.monotonic()
+        if self.disable and now - self._said > 60:
+            left = self.format_interval((now - self._begun) / self._finished * (self._total - self._finished))
+            print(f"{self._what}: {self._finished:,} of {self._total:,} shards, {left} left", flush=True)
+            self._said = now
 
 
 def beam(options: str) -> Runner:
