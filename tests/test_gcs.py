@@ -177,3 +177,34 @@ def test_text_and_records_in_a_bucket(place, bucket, corpus_file):
     bucket.write("text/one.txt", b"Another text.")
     changed = run_module("prepare", *there, cwd=place, env=bucket.env)
     assert changed.returncode == 2 and "changed since gs://bucket/data" in changed.stderr
+
+
+def test_data_sets_in_a_bucket(place, bucket, corpus_file):
+    """Of Hugging Face and of TFDS, in both its formats, read where they lie."""
+    import datasets
+    import tensorflow_datasets as tfds
+
+    texts = corpus_file.read_text().split("\n\n")
+    datasets.Dataset.from_dict({"text": texts[:150]}).save_to_disk(place / "sets" / "hf")
+    for name, file_format, part in (("a", "array_record", texts[150:300]), ("b", "tfrecord", texts[300:])):
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name=name, version="1.0.0", data_dir=place / "sets", file_format=file_format,
+            features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
+            split_datasets={"train": [(i, {"text": text}) for i, text in enumerate(part)]},
+        )  # fmt: skip
+    for path in (place / "sets").rglob("*"):
+        if path.is_file():
+            bucket.write(f"sets/{path.relative_to(place / 'sets')}", path.read_bytes())
+    cards = []
+    for where in ("sets", "gs://bucket/sets"):
+        source = ",".join(f"{where}/{name}" for name in ("hf", "a/1.0.0", "b/1.0.0"))
+        done = run_module(
+            "prepare", "--config=small.py", f"--config.data.source={source}", f"--config.data.directory={where[:2]}_data",
+            cwd=place, env=bucket.env,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        (card,) = place.glob(f"{where[:2]}_data/electra_records/*/*/data_card.json")
+        cards.append(json.loads(card.read_text()))
+    assert cards[0]["documents"] == cards[1]["documents"] == len(texts)
+    for name in ("tokens", "words", "examples", "sequences", "documents_by_tokens"):
+        assert cards[0][name] == cards[1][name]
