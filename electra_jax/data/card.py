@@ -88,7 +88,7 @@ def _languages(texts: list[str]) -> dict[str, float] | None:
 
 
 def _page(figures: dict[str, Any]) -> str:
-    plain = {name: value for name, value in figures.items() if isinstance(value, (int, float, str))}
+    plain = {name: value for name, value in figures.items() if isinstance(value, (int, float, str)) and name != "name"}
     plain |= {f"sequences, {split}": count for split, count in figures["sequences"].items()}
     rows = "".join(
         f"<tr><th>{name.replace('_', ' ')}</th><td>{html.escape(_text(name, value))}</td></tr>"
@@ -131,6 +131,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 44rem; margin: 2rem aut
 table {{ border-collapse: collapse; width: 100%; }}
 th {{ text-align: left; font-weight: normal; opacity: .75; white-space: nowrap; padding-right: 1rem; }}
 td, th {{ border-bottom: 1px solid var(--line); padding: .2rem .4rem .2rem 0; }}
+td:last-child {{ white-space: nowrap; }}
 td.bar {{ width: 70%; }} td.bar i {{ display: block; height: .8rem; background: var(--bar); border-radius: 2px; min-width: 1px; }}
 blockquote {{ margin: .8rem 0; padding: .2rem .8rem; border-left: 3px solid var(--bar); white-space: pre-line; }}
 </style></head><body>
