@@ -128,9 +128,9 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"] = setting(
         "none", "what the backward pass computes again in each layer: nothing, all but products with weights, all", FREE
     )
-    attention: Literal["auto", "reference", "cudnn"] = setting(
+    attention: Literal["auto", "reference", "pallas", "cudnn"] = setting(
         "auto",
-        "how attention is computed; `auto`: by cuDNN where it is there and can do it (bfloat16, no dropout)",
+        "how attention is computed; `auto`: by our kernel on TPUs, by cuDNN where it can (bfloat16, no dropout)",
         FREE,
     )
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import make_setup, small_config
 from jax.sharding import NamedSharding
 
-from electra_jax.config import ModelConfig
+from electra_jax.config import Config, ModelConfig
 from electra_jax.errors import UserError
 from electra_jax.models.attention import attention, fused_attention
 from electra_jax.training import partitioning
@@ -46,7 +46,7 @@ def test_fused_attention_equals_the_reference():
     assert not np.allclose(wrong, ours, atol=1e-2)  # the control: segments matter
 
 
-FITS = ModelConfig(dtype="bfloat16", attention_probs_dropout_prob=0.0)
+FITS = Config(model=ModelConfig(dtype="bfloat16", attention_probs_dropout_prob=0.0))
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,14 @@ FITS = ModelConfig(dtype="bfloat16", attention_probs_dropout_prob=0.0)
 def test_cudnn_is_chosen_where_it_can_be_had(monkeypatch, change, device, part):
     monkeypatch.setattr("electra_jax.training.setup._cudnn_takes", lambda tower, length: True)
     assert choose_attention(FITS, GPU) == "cudnn"
-    assert choose_attention(dataclasses.replace(FITS, attention="reference"), GPU) == "reference"
-    model = dataclasses.replace(FITS, **change)
-    assert choose_attention(model, device) == "reference"
+    assert choose_attention(with_model(attention="reference"), GPU) == "reference"
+    assert choose_attention(with_model(**change), device) == "reference"
     with pytest.raises(UserError, match=part):
-        choose_attention(dataclasses.replace(model, attention="cudnn"), device)
+        choose_attention(with_model(**change, attention="cudnn"), device)
+
+
+def with_model(**changes) -> Config:
+    return Config(model=dataclasses.replace(FITS.model, **changes))
 
 
 def test_cudnn_is_not_chosen_without_it():

@@ -1,7 +1,8 @@
 """Reads a compiled program (optimized HLO text): what it moves between devices, and the compiler's own cost model.
 
 The TPU compiler writes `estimated_cycles` to the instructions it schedules, in `backend_config`. It estimates neither
-collectives nor custom kernels; those are counted here. A loop's body counts as often as it runs.
+collectives nor custom kernels; those are counted here, kernels with the FLOPs they say they take. A loop's body counts as
+often as it runs.
 """
 
 import math
@@ -53,6 +54,7 @@ class Cost(NamedTuple):
     cycles: int
     collectives: dict[str, Collective]
     kernels: int  # custom kernels (Pallas), for which there is no estimate
+    kernel_flops: int  # that they say they take
     dearest: list[Dear]
 
 
@@ -120,8 +122,15 @@ def cost(text: str, devices: int, top: int = 10) -> Cost:
         Dear(cycles, times, program.source(i), _shortened(i))
         for cycles, times, i in sorted(rows, key=lambda row: -row[0])[:top]
     ]
-    kernels = sum(n for i, n in program.walk() if i.opcode == "custom-call" and "tpu_custom_call" in i.text)
-    return Cost(sum(row[0] for row in rows), collectives(program, devices), kernels, dearest)
+    kernels = [
+        (times, int(i.attribute(r'"cost_estimate":\{"flops":"(\d+)"') or 0))
+        for i, times in program.walk()
+        if i.opcode == "custom-call" and "tpu_custom_call" in i.text
+    ]
+    return Cost(
+        sum(row[0] for row in rows), collectives(program, devices), sum(times for times, _ in kernels),
+        sum(times * flops for times, flops in kernels), dearest,
+    )  # fmt: skip
 
 
 def collectives(program: Program, devices: int) -> dict[str, Collective]:

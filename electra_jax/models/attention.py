@@ -9,7 +9,8 @@ from flax import nnx
 from electra_jax.config import EncoderConfig
 from electra_jax.models.layers import Linear, normal
 from electra_jax.models.noise import Noise, dropout
-from electra_jax.models.sharding import constrain
+from electra_jax.models.pallas_attention import pallas_attention
+from electra_jax.models.sharding import constrain, on_each_device
 
 # Finite, so that a row with nothing to attend to gives a mean and no NaN.
 _MASKED = -1e9
@@ -33,7 +34,8 @@ def attention(
       segment_ids: `[B, L]`; equal numbers attend to each other (padding, 0, to padding).
       dropout_rate: of the attention weights.
       noise: for dropout, or None.
-      implementation: `reference`, or `cudnn`: cuDNN's fused kernel, which keeps no weights and takes no dropout of ours.
+      implementation: `reference`; `pallas`: our kernel for TPUs, dropout included; `cudnn`: cuDNN's, which takes none. Neither
+        keeps the weights.
 
     Returns:
       `[B, L, H, K]`.
@@ -42,11 +44,31 @@ def attention(
         if noise is not None and dropout_rate:
             raise ValueError("cuDNN's attention takes none of our dropout")
         return fused_attention(query, key, value, segment_ids, "cudnn")
+    if implementation == "pallas":
+        return _pallas(query, key, value, segment_ids, dropout_rate, noise)
     scores = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32)
     same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]  # [B, 1, L, L]
     scores = jnp.where(same_segment, scores / math.sqrt(query.shape[-1]), _MASKED)
     weights = dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype), dropout_rate, noise)
     return jnp.einsum("bhqs,bshk->bqhk", weights, value)
+
+
+def _pallas(query, key, value, segment_ids, dropout_rate, noise):
+    batch = query.shape[0]
+    seeds = jnp.zeros((batch, 2), jnp.uint32) if noise is None else noise.seeds
+    rate = 0.0 if noise is None else dropout_rate
+
+    def of_device(query, key, value, segment_ids, seeds, heads):
+        flat = (*query.shape[:2], query.shape[2] * query.shape[3])
+        arrays = (x.reshape(flat) for x in (query, key, value))
+        mixed = pallas_attention(*arrays, segment_ids, seeds, heads[:1], len(heads), rate)
+        return mixed.reshape(query.shape)
+
+    by_head = ("batch", None, "heads", None)
+    numbers = jnp.arange(query.shape[2], dtype=jnp.int32)
+    inputs = [(query, by_head), (key, by_head), (value, by_head), (segment_ids, ("batch", None)),
+              (seeds, ("batch", None)), (numbers, ("heads",))]  # fmt: skip
+    return on_each_device(of_device, inputs)
 
 
 def fused_attention(

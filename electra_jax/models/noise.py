@@ -23,7 +23,7 @@ class Noise(NamedTuple):
     def at(self, place: int | jax.Array) -> "Noise":
         """The noise of one place in the network (a layer, a sub-layer), unlike that of all others."""
         salt = jnp.asarray(place, jnp.uint32) * jnp.uint32(0x9E3779B9) + jnp.uint32(0x85EBCA6B)
-        return Noise(_mix(self.seeds ^ _mix(salt)))
+        return Noise(mix(self.seeds ^ mix(salt)))
 
 
 def dropout(x: jax.Array, rate: float, noise: Noise | None) -> jax.Array:
@@ -62,10 +62,10 @@ def _bits(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(math.prod(shape[axis + 1 :]))
     start, stride = (seeds[:, i].reshape(-1, *[1] * (len(shape) - 1)) for i in range(2))
     # An odd stride of its own keeps two examples from walking through the same sequence at an offset.
-    return _mix(index * (stride | np.uint32(1)) + start)
+    return mix(index * (stride | np.uint32(1)) + start)
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def mix(x: jax.Array) -> jax.Array:
     """A bijective 32-bit hash of good avalanche (`lowbias32` of Wellons' hash-prospector, constants from there)."""
     x = x ^ (x >> 16)
     x = x * np.uint32(0x7FEB352D)

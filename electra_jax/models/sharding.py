@@ -1,6 +1,8 @@
 """Where activations live, said by logical axis names: a module names axes and knows nothing of the mesh."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from flax.core import spmd
@@ -13,12 +15,31 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     The rules and the mesh are those of `training.partitioning.activation_rules`, under which a step is traced; outside
     of it, as on a single device, this is `x` itself. A dimension that its mesh axes do not divide stays whole.
     """
-    rules, mesh = dict(spmd.get_logical_axis_rules()), jax.sharding.get_abstract_mesh()
+    rules = dict(spmd.get_logical_axis_rules())
+    return jax.lax.with_sharding_constraint(x, _spec(x.shape, axes, rules)) if rules else x
+
+
+def on_each_device(
+    function: Callable[..., jax.Array], inputs: Sequence[tuple[jax.Array, tuple[str | None, ...]]]
+) -> jax.Array:
+    """`function` of the part of each array that a device holds, for what XLA cannot split by itself.
+
+    Args:
+      function: of as many arrays as there are `inputs`; what it returns is laid out like the first of them.
+      inputs: arrays, each with a logical axis name for each dimension, as for `constrain`.
+    """
+    rules, arrays = dict(spmd.get_logical_axis_rules()), [x for x, _ in inputs]
     if not rules:
-        return x
+        return function(*arrays)
+    specs = tuple(_spec(x.shape, axes, rules) for x, axes in inputs)
+    return jax.shard_map(function, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+
+
+def _spec(shape: tuple[int, ...], axes: Sequence[str | None], rules: dict[str, Any]) -> PartitionSpec:
+    mesh = jax.sharding.get_abstract_mesh()
     on_mesh = [rules[name] if name else None for name in axes]
     fits = [
         names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None
-        for names, size in zip(on_mesh, x.shape, strict=True)
+        for names, size in zip(on_mesh, shape, strict=True)
     ]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*fits))
+    return PartitionSpec(*fits)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from electra_jax.config import Config, EncoderConfig, ModelConfig
 from electra_jax.errors import UserError
+from electra_jax.models import pallas_attention
 from electra_jax.models.attention import fused_attention
 from electra_jax.models.electra import Architecture, Params
 from electra_jax.objectives.layout import TokenIds
@@ -38,11 +39,40 @@ def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh
     return mesh
 
 
-def choose_attention(model: ModelConfig, device: jax.Device) -> str:
-    """What `model.attention` comes to on `device`; raises `UserError` for one that cannot be had there."""
+def choose_attention(config: Config, device: jax.Device, tensor: int = 1) -> str:
+    """What `model.attention` comes to on `device`, of `tensor` that share the heads.
+
+    Raises:
+      UserError: for one that cannot be had there.
+    """
+    model = config.model
+    towers = [tower for tower in (model.generator, model.discriminator) if tower]
     if model.attention == "reference":
         return "reference"
-    towers = [tower for tower in (model.generator, model.discriminator) if tower]
+    if model.attention == "pallas" or (model.attention == "auto" and device.platform == "tpu"):
+        return _choose_pallas(config, towers, device, tensor)
+    return _choose_cudnn(model, towers, device)
+
+
+def _choose_pallas(config: Config, towers: list[EncoderConfig], device: jax.Device, tensor: int) -> str:
+    reason = ""
+    if device.platform not in ("tpu", "cpu"):
+        reason = f"{device.device_kind} is no TPU"
+    for tower in towers:
+        shared = tensor if tower.num_attention_heads % tensor == 0 else 1
+        width, heads = tower.hidden_size // shared, tower.num_attention_heads // shared
+        for phase in config.phases:
+            if not pallas_attention.fits(phase.length, width, heads):
+                reason = (
+                    f"{heads} heads that are {width} wide together on a device, at length {phase.length}: lengths must be "
+                    "multiples of 128 up to 4096, widths multiples of 128 or below it, and heads a divisor or multiple of 128 wide"
+                )
+    if reason and config.model.attention == "pallas":
+        raise UserError(f"config.model.attention='pallas' cannot work: {reason}")
+    return "reference" if reason else "pallas"
+
+
+def _choose_cudnn(model: ModelConfig, towers: list[EncoderConfig], device: jax.Device) -> str:
     head_sizes = {tower.hidden_size // tower.num_attention_heads for tower in towers}
     reason = ""
     if device.platform != "gpu":
@@ -91,7 +121,7 @@ class Setup:
     def __init__(self, config: Config, ids: TokenIds, vocab_size: int, mesh: Mesh | None = None):
         self.config, self.ids = config, ids
         self.mesh = mesh or mesh_of(config)
-        self.attention = choose_attention(config.model, self.mesh.devices.flat[0])
+        self.attention = choose_attention(config, self.mesh.devices.flat[0], self.mesh.shape["tensor"])
         self.architecture = Architecture(dataclasses.replace(config.model, attention=self.attention), vocab_size)
         parts = partitioning.batch_parts(self.mesh)
         self.evaluation_batch_size = -(-config.evaluation.batch_size // parts) * parts
