@@ -251,7 +251,7 @@ def report(figures: dict[str, Any]) -> list[str]:
     lines += [
         "estimates, not measured:",
         f"compute         {figures['compute_seconds']:.4f} s ({figures['estimated_cycles']:,} cycles by the compiler's cost model)",
-        f"kernels         {figures['kernel_seconds']:.4f} s ({figures['kernels']:,} custom ones, at {_KERNEL_SHARE:.0%} of the peak)",
+        f"kernels         {figures['kernel_seconds']:.4f} s ({figures['kernels']:,} custom ones, at {_KERNEL_SHARE:.0%} of peak)",
         f"communication   {figures['communication_seconds']:.4f} s (bytes sent over the published bandwidth)",
         f"step            {figures['step_seconds']:.4f} s serial, {figures['step_seconds_overlapped']:.4f} s fully overlapped",
         f"tokens/s        {figures['tokens_per_second_per_chip']:,.0f} a chip, serial",
