@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -177,6 +178,21 @@ def test_evaluation_of_a_mixture(two_sources):
     for whole, one, other in zip(batches, *two, strict=True):
         np.testing.assert_array_equal(np.concatenate([one.record, other.record]), whole.record)
         np.testing.assert_array_equal(np.concatenate([one.input_ids, other.input_ids]), whole.input_ids)
+
+
+def test_more_shards_than_files_may_be_open(corpus_file, tmp_path, monkeypatch):
+    config = small_config(data={"source": str(corpus_file), "directory": str(tmp_path), "shard_bytes": 4000})
+    prepared = build.prepare(config, say=lambda text: None)
+    (made,) = prepared.sets[32]
+    assert len(made.metadata["train"]["shards"]) > 40
+    expected = sequences(config, prepared).read(np.arange(len(sequences(config, prepared))))
+    monkeypatch.setattr(pipeline, "_OPEN_FILES", 3)
+    limited = sequences(config, prepared)
+    files = len(os.listdir("/proc/self/fd"))
+    for first in range(0, len(limited), 50):
+        found = limited.read(np.arange(first, min(first + 50, len(limited))))
+        np.testing.assert_array_equal(found, expected[first : first + 50])
+        assert len(os.listdir("/proc/self/fd")) <= files + 10
 
 
 def test_defaults_shuffle_fully():

@@ -7,8 +7,8 @@ numbers of the sequences there, `[n]`; each epoch has an order of its own.
 import functools
 from collections.abc import Callable, Sequence
 
-import grain
 import numpy as np
+from grain.experimental import index_shuffle
 
 Order = Callable[[np.ndarray], np.ndarray]
 
@@ -18,10 +18,17 @@ _GRAIN = 10_000
 
 def fully_shuffled(count: int, seed: int) -> Order:
     """Every sequence is as likely to come next as any other that is left of the epoch."""
-    dataset = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+
+    @functools.lru_cache(2)
+    def seed_of(epoch: int) -> int:
+        return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
     def order(positions: np.ndarray) -> np.ndarray:
-        return np.asarray([dataset[int(position)] for position in positions], np.int64)
+        shuffled = (
+            index_shuffle(place, max_index=count - 1, seed=seed_of(epoch), rounds=4)
+            for epoch, place in (divmod(position, count) for position in positions.tolist())
+        )
+        return np.fromiter(shuffled, np.int64, len(positions))
 
     return order
 

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import itertools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,10 @@ from electra_jax.data.dataset import RECORD_SEQUENCES, TRAIN, VALIDATION, DataSe
 
 # Requests under way at a time to a bucket, which answers each only after a while.
 _REQUESTS = 32
+# Much text has more shards than a process may have files open.
+_OPEN_FILES = 256
+# Sequences that are read together: few at a time cost more each.
+_READ_AHEAD = 1024
 
 
 class Records:
@@ -39,7 +44,7 @@ class Records:
         sequences = np.asarray(made.metadata[split]["shards"], np.int64)
         self._begins = np.cumsum(sequences) - sequences
         self._sequences, self._block = sequences, block
-        self._readers: dict[int, ArrayRecordReader] = {}
+        self._readers: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()
         self._kept: collections.OrderedDict[tuple[int, int], np.ndarray] = collections.OrderedDict()
         self._capacity, self._lock = kept, threading.Lock()
         is_remote = storage.is_remote(made.directory)
@@ -61,34 +66,43 @@ class Records:
         indices = np.asarray(indices, np.int64)
         shards = np.searchsorted(self._begins, indices, side="right") - 1
         blocks, places = np.divmod(indices - self._begins[shards], self._block)
-        out = np.empty((len(indices), self._length), np.int32)
         wanted, which = np.unique(np.stack([shards, blocks], 1), axis=0, return_inverse=True)
-        keys = [(int(shard), int(block)) for shard, block in wanted]
-        for i, ids in enumerate((self._executor.map if self._executor else map)(self._ids, keys)):
-            of_block = which.reshape(-1) == i
-            out[of_block] = ids[places[of_block]]
+        of_shard = [(int(shard), wanted[wanted[:, 0] == shard, 1].tolist()) for shard in np.unique(wanted[:, 0])]
+        if self._executor:  # a request for each block, many at a time
+            tasks = [(shard, [block]) for shard, blocks in of_shard for block in blocks]
+            found = itertools.chain.from_iterable(self._executor.map(lambda task: self._blocks(*task), tasks))
+        else:
+            found = itertools.chain.from_iterable(self._blocks(*task) for task in of_shard)
+        found, out = list(found), np.empty((len(indices), self._length), np.int32)
+        for row, (i, place) in enumerate(zip(which.reshape(-1), places)):
+            out[row] = found[i][place]
         self.bytes_used += out.size * np.dtype(self._dtype).itemsize
         return out
 
-    def _ids(self, key: tuple[int, int]) -> np.ndarray:
-        """The sequences of a block, `[block, L]` as stored, padded where it is the last of its shard."""
+    def _blocks(self, shard: int, blocks: list[int]) -> list[np.ndarray]:
+        """The sequences of some blocks of a shard, `[block, L]` each as stored, padded where it is the shard's last."""
         with self._lock:
-            if key in self._kept:
-                return self._kept[key]
-            if key[0] not in self._readers:
-                self._readers[key[0]] = ArrayRecordReader(self._paths[key[0]], options="readahead_buffer_size:0")
-            reader = self._readers[key[0]]
-        records = self._block // RECORD_SEQUENCES
-        first = key[1] * records
-        raw = reader.read(first, min(first + records, reader.num_records()))
-        ids = np.concatenate([_decode(record, self._dtype) for record in raw]).reshape(-1, self._length)
+            found = {block: self._kept[shard, block] for block in blocks if (shard, block) in self._kept}
+            reader = self._readers.pop(shard, None)
+            if reader is None:
+                reader = ArrayRecordReader(self._paths[shard], options="readahead_buffer_size:0")
+            self._readers[shard] = reader
+            if len(self._readers) > _OPEN_FILES:
+                self._readers.popitem(last=False)  # closes it, once no other thread reads from it
+        missing, size = [block for block in blocks if block not in found], self._block // RECORD_SEQUENCES
+        ranges = [range(block * size, min(block * size + size, reader.num_records())) for block in missing]
+        raw = iter(reader.read([record for numbers in ranges for record in numbers]) if missing else [])
+        for block, numbers in zip(missing, ranges):
+            records = [_decode(next(raw), self._dtype) for _ in numbers]
+            found[block] = np.concatenate(records).reshape(-1, self._length)
         with self._lock:
-            self.bytes_read += ids.nbytes
-            if self._capacity:
-                self._kept[key] = ids
-                if len(self._kept) > self._capacity:
-                    self._kept.popitem(last=False)
-        return ids
+            for block in missing:
+                self.bytes_read += found[block].nbytes
+                if self._capacity:
+                    self._kept[shard, block] = found[block]
+            while len(self._kept) > self._capacity:
+                self._kept.popitem(last=False)
+        return [found[block] for block in blocks]
 
 
 def _decode(record: bytes, dtype: np.dtype) -> np.ndarray:
@@ -153,12 +167,17 @@ def training_batches(
       Token ids `[rows, L]`, int32.
     """
 
-    def batch(index: int) -> np.ndarray:
-        first = start + int(index) * batch_size
-        return sequences.read(np.arange(first, first + batch_size)[rows])
+    count = len(np.arange(batch_size)[rows])
+    together = max(1, _READ_AHEAD // count)
 
-    batches = grain.MapDataset.range(2**31 - 1).map(batch)
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+    def several(index: int) -> np.ndarray:
+        first = start + int(index) * together * batch_size
+        positions = np.arange(first, first + together * batch_size).reshape(together, batch_size)[:, rows]
+        return sequences.read(positions.reshape(-1)).reshape(together, count, -1)
+
+    made = grain.MapDataset.range(2**31 - 1).map(several)
+    for batches in made.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)):
+        yield from batches
 
 
 class EvaluationBatch(NamedTuple):
