@@ -155,9 +155,16 @@ def _sources(config: Config) -> Iterator[_Check]:
     fields = [field for field in data.text_field.split(",") if field.strip()]
     of = f"{len(parts)}, for each comma-separated part of data.source"
     yield len(fields) in (1, len(parts)), "data.text_field", f"one name, or {of}"
+    named = list(zip(parts, fields * len(parts) if len(fields) == 1 else fields))
+    yield (
+        len({*named}) == len(named),
+        "data.source",
+        "different parts; one that is to be read more often has a larger weight",
+    )
     yield len(data.weights) in (0, len(parts)), "data.weights", f"none, or {of}"
     yield all(weight > 0 for weight in data.weights), "data.weights", "numbers above 0"
-    yield data.near_duplicates <= 1, "data.near_duplicates", "a similarity of at most 1; 0: none are left out"
+    expected = "a similarity of at most 0.95 (data.deduplicate finds those that are equal); 0: none are left out"
+    yield data.near_duplicates <= 0.95, "data.near_duplicates", expected
     yield data.shuffle_block % 16 == 0, "data.shuffle_block", "a multiple of 16, the sequences that are stored together"
     lengths, steps = data.curriculum_lengths, data.curriculum_steps
     yield (

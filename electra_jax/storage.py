@@ -1,9 +1,12 @@
 """Files on this machine and in buckets, through etils paths; a file appears whole or not at all."""
 
 import hashlib
+import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -31,10 +34,10 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
 
 
 def scratch(destination: epath.PathLike) -> Path:
-    """Where on this machine a file is to be written that then moves to `destination`; the same whenever it is tried."""
+    """Where on this machine a file is to be written that then moves to `destination`."""
     if is_remote(destination):
         key = hashlib.sha256(str(destination).encode()).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"electra_jax-{key}.partial"
+        return Path(tempfile.gettempdir()) / f"electra_jax-{key}-{os.getpid()}.partial"
     return Path(f"{destination}.partial")
 
 
@@ -46,3 +49,8 @@ def move(local: Path, destination: epath.PathLike) -> None:
     with open(local, "rb") as source, epath.Path(destination).open("wb") as target:
         shutil.copyfileobj(source, target, 1 << 24)
     local.unlink()
+
+
+def fingerprint(value: Any) -> str:
+    """Twelve characters that stand for a JSON value, in the name of what was made of it."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -62,6 +62,12 @@ def small_config(**sections) -> config_lib.Config:
     return config_loading.from_dict(values)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: where files are shared out to workers, none is left with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def corpus_file(tmp_path_factory) -> Path:
     """About 400 documents of the embedded corpus as plain text."""

@@ -12,6 +12,7 @@ from conftest import sequences, small_config, with_data
 from electra_jax.config import DataConfig
 from electra_jax.data import build, order, pipeline
 from electra_jax.data.dataset import RECORD_SEQUENCES
+from electra_jax.errors import UserError
 
 BLOCKS = {"shuffle": "blocks", "shuffle_block": 32, "shuffle_window": 4}
 
@@ -95,7 +96,7 @@ def test_batches_cross_the_end_of_an_epoch(prepared):
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0), (0.15, 0.8, 0.05), (1e-3, 1.0)])
 def test_shares_of_a_mixture(weights):
     mixed = order.mixed(weights, 0)
-    which, places = mixed(np.arange(50_000))
+    which, places = mixed(np.arange(1_200_000))
     for source, weight in enumerate(weights):
         of_source = which == source
         assert of_source.mean() == pytest.approx(weight / sum(weights), abs=1e-4)
@@ -142,7 +143,7 @@ def test_a_mixture_in_shares_and_epochs(two_sources, weights, are, share):
     np.testing.assert_array_equal(take(sequences(config, prepared), 3, start=80), take(made, 13)[80:104])
 
 
-def test_other_weights_need_no_preparing(two_sources):
+def test_other_weights_need_no_preparing_with_the_same_vocabulary(two_sources):
     said = []
     build.prepare(mixture(two_sources, weights=(1.0, 3.0), weights_are="shares"), say=lambda text: None)
     one = build.prepare(mixture(two_sources, weights=(1.0, 3.0), weights_are="shares"), say=said.append)
@@ -180,13 +181,19 @@ def test_evaluation_of_a_mixture(two_sources):
         np.testing.assert_array_equal(np.concatenate([one.input_ids, other.input_ids]), whole.input_ids)
 
 
+def test_a_part_too_small_to_be_mixed_in_is_refused(two_sources):
+    prepared = build.prepare(mixture(two_sources, weights=(1.0, 1.0)), say=lambda text: None)
+    with pytest.raises(UserError, match=r"part 2 of data.source has a share of 5.0e-05"):
+        sequences(mixture(two_sources, weights=(1.0, 5e-5), weights_are="shares"), prepared)
+
+
 def test_more_shards_than_files_may_be_open(corpus_file, tmp_path, monkeypatch):
     config = small_config(data={"source": str(corpus_file), "directory": str(tmp_path), "shard_bytes": 4000})
     prepared = build.prepare(config, say=lambda text: None)
     (made,) = prepared.sets[32]
     assert len(made.metadata["train"]["shards"]) > 40
     expected = sequences(config, prepared).read(np.arange(len(sequences(config, prepared))))
-    monkeypatch.setattr(pipeline, "_OPEN_FILES", 3)
+    monkeypatch.setattr(pipeline, "_open_files", lambda: 3)
     limited = sequences(config, prepared)
     files = len(os.listdir("/proc/self/fd"))
     for first in range(0, len(limited), 50):

@@ -18,6 +18,7 @@ from conftest import ROOT, documents, process_env, run_module, small_config, wit
 from electra_jax.data import build, dataset, pipeline, survey
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.readers import Broken
+from electra_jax.data.text import Text
 from electra_jax.errors import UserError
 
 
@@ -259,7 +260,7 @@ def test_the_vocabulary_is_trained_on_an_even_sample(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name} {i:06}" for i in range(3000)))
     config = config_for(f"{tmp_path}/*.txt", tmp_path / "d", validation_fraction=0.1, shard_bytes=4000)
-    text = build._Text(config, quiet, lambda stage, shards, what: [stage.read(shard) for shard in range(shards)])
+    text = Text(config, quiet, lambda stage, shards, what: [stage.read(shard) for shard in range(shards)])
     drawn = list(text.samples(8 * 1200))
     assert drawn == list(text.samples(8 * 1200))
     assert 980 < len(drawn) < 1180  # 0.9 of 1,200
@@ -269,7 +270,7 @@ def test_the_vocabulary_is_trained_on_an_even_sample(tmp_path):
     expected = [t for t in documents(config.data) if not survey.is_held_out(survey.digest(t), 0.1)]
     assert everything == expected
     share = config_for(f"{tmp_path}/a.txt,{tmp_path}/b.txt", tmp_path / "d", weights=(1.0, 3.0), weights_are="shares")
-    drawn = list(build._Text(share, quiet, text.run).samples(8 * 1200))
+    drawn = list(Text(share, quiet, text.run).samples(8 * 1200))
     assert sum(line.startswith("b") for line in drawn) / len(drawn) == pytest.approx(0.75, abs=0.05)
 
 
@@ -345,6 +346,84 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
     }
     for name, content in files_of(whole).items():
         assert (found / name).read_bytes() == content, name
+
+
+def stop_after(count):
+    """Runs so many shards of the records, and stops."""
+
+    class Stop(Exception):
+        pass
+
+    def run(stage, shards, what):
+        for shard in range(shards)[: count if isinstance(stage, dataset.Recording) else shards]:
+            stage.read(shard)
+        if isinstance(stage, dataset.Recording):
+            raise Stop
+
+    return run, Stop
+
+
+def test_shards_of_other_text_are_not_gone_on_with(corpus_file, tmp_path, prepared):
+    """A preparation is stopped, the text changes, and its survey is removed, as the message says."""
+    text = tmp_path / "corpus.txt"
+    shutil.copy(corpus_file, text)
+    config = config_for(text, tmp_path / "d", shard_bytes=20_000)
+    run, stop = stop_after(3)
+    with pytest.raises(stop):
+        build.prepare(config, quiet, prepared.tokenizer, run)
+    changed = text.read_text().replace("the", "teh") + "\n\nMore.\n" * 5000
+    text.write_text(changed)
+    with pytest.raises(UserError, match="remove that"):
+        build.prepare(config, quiet, prepared.tokenizer)
+    shutil.rmtree(tmp_path / "d" / "corpora")
+    found = build.prepare(config, quiet, prepared.tokenizer)
+    (tmp_path / "other").mkdir()
+    fresh = build.prepare(config_for(text, tmp_path / "fresh", shard_bytes=20_000), quiet, prepared.tokenizer)
+    for split in ("train", "validation"):
+        np.testing.assert_array_equal(sequences_of(found, split), sequences_of(fresh, split))
+
+
+def test_duplicates_of_a_source_that_changed(tmp_path):
+    """What was left out because another source had it is made again, once the other has it no more."""
+    texts = [f"Document number {i} says {i * i}." for i in range(300)]
+    a, b = tmp_path / "a.txt", tmp_path / "b.txt"
+    a.write_text("\n\n".join(texts[:200]))
+    b.write_text("\n\n".join(texts[100:]))
+    config = config_for(f"{a},{b}", tmp_path / "d", weights=(1.0, 1.0), deduplicate=True)
+    made = build.prepare(config, say=quiet)
+    counts = [one.metadata["survey"]["duplicates"] for one in made.sets[32]]
+    assert counts == [0, 100]
+    a.write_text("\n\n".join(texts[:150]))
+    for name in ("corpora", "electra_records", "tokenizers"):
+        for folder in (tmp_path / "d" / name).iterdir():
+            if not folder.name.startswith("b-"):
+                shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+    try:
+        again = build.prepare(config, quiet, made.tokenizer)
+    except UserError as error:
+        assert "left out duplicates of other text" in str(error)
+        shutil.rmtree(next((tmp_path / "d" / "electra_records").glob("b-*")))
+        again = build.prepare(config, quiet, made.tokenizer)
+    assert [one.metadata["survey"]["duplicates"] for one in again.sets[32]] == [0, 50]
+
+
+def test_a_part_of_a_mixture_without_text_is_named(tmp_path):
+    texts = [f"Document number {i} says {i * i}." for i in range(300)]
+    (tmp_path / "a.txt").write_text("\n\n".join(texts))
+    (tmp_path / "b.txt").write_text("\n\n".join(texts[:20]))
+    source = f"{tmp_path}/a.txt,{tmp_path}/b.txt"
+    with pytest.raises(UserError, match=r"b\.txt holds no text for training"):
+        build.prepare(config_for(source, tmp_path / "d", weights=(1.0, 1.0), deduplicate=True), say=quiet)
+    with pytest.raises(UserError, match="different parts"):
+        config_for(f"{tmp_path}/a.txt,{tmp_path}/a.txt", tmp_path / "d")
+
+
+def test_directories_that_cannot_be_used(corpus_file, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"config\.data\.directory=.*file.* cannot be written to"):
+        build.prepare(config_for(corpus_file, tmp_path / "file"), say=quiet)
+    with pytest.raises(UserError, match=r"config\.data\.directory=.* cannot be written to"):
+        build.prepare(config_for(corpus_file, tmp_path / "file" / "below"), say=quiet)
 
 
 @pytest.mark.slow

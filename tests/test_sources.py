@@ -188,6 +188,7 @@ BROKEN = [
     ("a.jsonl", b'\n\n{"text": "a \\ud83d b"}\n{"text": "x"}', 3, "line", ["surrogate"]),
     ("a.jsonl", b'{"text": "x"}\n{"text": "  "}\n', 2, "line", ["empty"]),
     ("a.jsonl", b'{"text": "x"}\n{"text": ' + b'[' * 100_000 + b"\n", 2, "line", ["not JSON"]),
+    ("a.jsonl", b'{"text": "x"}\n{"text": "y", "n": ' + b"1" * 5000 + b"}\n", 2, "line", ["not JSON", "digits"]),
     ("a.txt", b"x\n\ngood\nbad \xff\ngood\n\n", 4, "line", ["not UTF-8", "0xff"]),
     ("a.txt.gz", gzip.compress(b"x\n\nbad \xff\n"), 3, "line", ["not UTF-8"]),
 ]  # fmt: skip
@@ -203,6 +204,19 @@ def test_a_broken_document_is_named_and_the_others_are_read(tmp_path, name, cont
     assert [one for one in found if not isinstance(one, Broken)] == ["x"]
     assert readers.where(broken) == f"{tmp_path / name}, {unit} {number}"
     assert all(part in broken.why for part in parts)
+
+
+def test_a_text_without_blank_lines_is_not_held_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_LARGEST", 1000)
+    (tmp_path / "a.txt").write_text("x\n\n" + "a line\n" * 1000 + "\ny\n")
+    one, broken, other = read(tmp_path / "a.txt")
+    assert (one, other) == ("x", "y")
+    assert "data.document_separator=line" in broken.why and readers.where(broken).endswith("line 3")
+
+
+def test_one_file_for_two_fields(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"title": "one", "text": "two"}\n')
+    assert read(f"{tmp_path}/a.jsonl,{tmp_path}/a.jsonl", text_field="title,text") == ["one", "two"]
 
 
 def test_broken_rows_are_named(tmp_path):

@@ -13,10 +13,9 @@ finished, and nobody reads it.
 
 import contextlib
 import dataclasses
-import functools
-import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -26,11 +25,11 @@ from etils import epath
 
 from electra_jax import storage
 from electra_jax.config import Config
-from electra_jax.data import card, dataset, near_duplicates, sources, survey, work
+from electra_jax.data import card, dataset, sources, survey, work
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.dataset import TRAIN, VALIDATION, DataSet, Target
 from electra_jax.data.sources import Corpus
-from electra_jax.data.survey import Dropped, Survey
+from electra_jax.data.text import Text
 from electra_jax.data.tokenizer import Tokenizer
 from electra_jax.data.work import Runner
 from electra_jax.errors import UserError
@@ -47,7 +46,8 @@ class Prepared(NamedTuple):
     @property
     def digest(self) -> str:
         """Identifies the records: the sources' files, the settings, the counts that came out."""
-        return _hash([_lasting(made.metadata) for of_length in self.sets.values() for made in of_length])
+        sets = (made.metadata for of_length in self.sets.values() for made in of_length)
+        return storage.fingerprint([{**metadata, "files": sources.lasting(metadata["files"])} for metadata in sets])
 
     @property
     def directories(self) -> list[str]:
@@ -69,8 +69,8 @@ def prepare(
     Raises:
       UserError: for input that cannot be read, or a data set that does not fit `config` or its source.
     """
-    text = _Text(config, say, run)
-    with _alone(text.root, say):
+    text = Text(config, say, run)
+    with _alone(config.data.directory, text.root, say):
         tokenizer = tokenizer or _tokenizer(text)
         sets: dict[int, list[DataSet]] = {phase.length: [] for phase in config.phases}
         for number, corpus in enumerate(text.corpora):
@@ -83,9 +83,7 @@ def prepare(
                 _check(text, corpus, tokenizer, target, metadata)
                 sets[target.length].append(DataSet(target.path, metadata))
     for of_length in sets.values():
-        for split in _EMPTY if config.data.validation_fraction else [TRAIN]:
-            if not sum(made.metadata[split]["sequences"] for made in of_length):
-                raise UserError(_EMPTY[split].format(config.data.source, config.data.validation_fraction))
+        _check_together(config, text.corpora, of_length)
     return Prepared(sets, tokenizer)
 
 
@@ -110,97 +108,29 @@ _EMPTY = {
 }
 
 
-class _Text:
-    """The corpora of a run; what is found out about them is found out once, and only when it is asked for."""
-
-    def __init__(self, config: Config, say: Say, run: Runner):
-        self.config, self.say, self.run = config, say, run
-        self.root = storage.absolute(config.data.directory)
-        self.corpora = sources.corpora(config.data)
-
-    def directory(self, corpus: Corpus) -> epath.Path:
-        """Of what is known of the text of a corpus."""
-        data = self.config.data
-        key = [corpus.elements, data.document_separator, data.shard_bytes]
-        return self.root / "corpora" / f"{corpus.name}-{_hash(key)}"
-
-    @functools.cached_property
-    def surveys(self) -> list[Survey]:
-        """Of each corpus, every shard of it read; raises `UserError` where too much is broken."""
-        data = self.config.data
-        made = [survey.begin(data, corpus, self.directory(corpus)) for corpus in self.corpora]
-        for one, corpus in zip(made, self.corpora):
-            self.run(one, len(one.plan().shards), f"reading {corpus.name}")
-        for line in survey.check_broken(data, made):
-            self.say(line)
-        return made
-
-    @functools.cached_property
-    def dropped(self) -> list[Dropped | None]:
-        """For each corpus, the documents that are left out as duplicates."""
-        data = self.config.data
-        if not (data.deduplicate or data.near_duplicates):
-            return [None] * len(self.corpora)
-        threshold = data.near_duplicates
-        key = _hash([[corpus.elements for corpus in self.corpora], threshold])
-        directories = [self.directory(corpus) / f"duplicates-{key}" for corpus in self.corpora]
-        complete = directories[-1] / "complete"
-        if not complete.exists():
-            if threshold:
-                near_duplicates.check_installed()
-                signatures = [
-                    near_duplicates.Signatures(os.fspath(directory / "signatures"), one)
-                    for directory, one in zip(directories, self.surveys)
-                ]
-                for one, corpus in zip(signatures, self.corpora):
-                    epath.Path(one.directory).mkdir(parents=True, exist_ok=True)
-                    self.run(one, len(one.survey.plan().shards), f"comparing {corpus.name}")
-                near_duplicates.drop(signatures, threshold, directories)
-            else:
-                survey.drop_duplicates(self.surveys, directories)
-            storage.write(complete, "")
-        found = [Dropped(os.fspath(directory)) for directory in directories]
-        self.say(f"leaving out {sum(one.count() for one in found):,} duplicates")
-        return found
-
-    def samples(self, num_bytes: int) -> Iterator[str]:
-        """Lines of about `num_bytes` of training text, as the mixture has it, the same for the same source."""
-        sizes = [sum(shard["bytes"] for shard in one.found()) for one in self.surveys]
-        data = self.config.data
-        weights = data.weights or (1.0,)
-        wanted = [w * size if data.weights_are == "epochs" else w for w, size in zip(weights, sizes, strict=True)]
-        for one, dropped, size, part in zip(self.surveys, self.dropped, sizes, wanted):
-            fraction = min(1.0, num_bytes * part / (sum(wanted) or 1) / (size or 1))
-            key = _hash([fraction, data.validation_fraction, dropped and dropped.directory])
-            directory = epath.Path(one.directory) / f"sample-{key}"
-            directory.mkdir(parents=True, exist_ok=True)
-            stage = survey.Sample(os.fspath(directory), one, dropped, fraction, data.validation_fraction)
-            shards = len(one.plan().shards)
-            self.run(stage, shards, "drawing text for the vocabulary")
-            for shard in range(shards):
-                with (directory / f"{shard:05}.txt").open() as file:
-                    yield from file
-            directory.rmtree()
-
-
 @contextlib.contextmanager
-def _alone(root: epath.Path, say: Say) -> Iterator[None]:
-    """Runs that prepare in the same place wait for each other; in a bucket, which knows no locks, they write the same."""
-    root.mkdir(parents=True, exist_ok=True)
-    if storage.is_remote(root):
-        yield
-        return
-    lock = filelock.FileLock(root / ".lock")
+def _alone(name: str, root: epath.Path, say: Say) -> Iterator[None]:
+    """Runs on a machine that prepare in the same place wait for each other; several machines write the same to a bucket."""
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        say(f"waiting for another run that prepares data in {root}")
-        lock.acquire()
-    with lock:
-        yield
+        root.mkdir(parents=True, exist_ok=True)
+        place = tempfile.gettempdir() if storage.is_remote(root) else root
+        lock = filelock.FileLock(os.path.join(place, f".electra_jax-{storage.fingerprint(os.fspath(root))}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            say(f"waiting for another run that prepares data in {root}")
+            lock.acquire()
+        except PermissionError:  # somebody else's: what is ready there can be read all the same
+            pass
+        try:
+            yield
+        finally:
+            lock.release()
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"config.data.directory={name} cannot be written to ({error})") from None
 
 
-def _tokenizer(text: _Text) -> Tokenizer:
+def _tokenizer(text: Text) -> Tokenizer:
     settings = text.config.tokenizer
     if settings.vocab_file:
         return tokenizer_lib.load_vocab_file(settings)
@@ -209,7 +139,7 @@ def _tokenizer(text: _Text) -> Tokenizer:
         dataclasses.asdict(settings), data.source, data.text_field, data.document_separator, data.validation_fraction,
         data.weights, data.weights_are, data.deduplicate, data.near_duplicates,
     ]  # fmt: skip
-    path = text.root / "tokenizers" / f"{settings.kind}-{_hash(key)}.json"
+    path = text.root / "tokenizers" / f"{settings.kind}-{storage.fingerprint(key)}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         text.say(f"training a {settings.kind} vocabulary of {settings.vocab_size:,} on {data.source}")
@@ -226,39 +156,42 @@ def _tokenizer(text: _Text) -> Tokenizer:
     return tokenizer_lib.from_json(stored["tokenizer"])
 
 
-def _target(text: _Text, corpus: Corpus, tokenizer: Tokenizer, length: int) -> Target:
+def _target(text: Text, corpus: Corpus, tokenizer: Tokenizer, length: int) -> Target:
     data = text.config.data
     among = [other.elements for other in text.corpora] if data.deduplicate or data.near_duplicates else []
     settings = [
         corpus.elements, among, data.deduplicate, data.near_duplicates, data.document_separator, data.packing,
         data.validation_fraction, data.shard_bytes, tokenizer_lib.digest(tokenizer),
     ]  # fmt: skip
-    name = f"{corpus.name}-l{length}-{_hash(settings)}"
+    name = f"{corpus.name}-l{length}-{storage.fingerprint(settings)}"
     return Target(os.fspath(text.root / "electra_records" / name / dataset.VERSION), length)
 
 
-def _build(text: _Text, number: int, tokenizer: Tokenizer, targets: Sequence[Target]) -> None:
+def _build(text: Text, number: int, tokenizer: Tokenizer, targets: Sequence[Target]) -> None:
     data, corpus = text.config.data, text.corpora[number]
     one, dropped = text.surveys[number], text.dropped[number]
     plan = one.plan()
     for target in targets:
         text.say(f"preparing {target.directory}")
-        (target.path / "shards").mkdir(parents=True, exist_ok=True)
-        storage.write(target.path / "tokenizer.json", json.dumps(tokenizer.to_json()))
+        _begin(
+            target, tokenizer, storage.fingerprint([sources.lasting(plan.files), plan.shards, dropped and dropped.name])
+        )
     stage = dataset.Recording(one, dropped, tuple(targets), data.packing, data.validation_fraction)
     begun, left = time.monotonic(), work.missing(stage, len(plan.shards))
     text.run(stage, len(plan.shards), f"tokenising {corpus.name}")
     seconds, found = time.monotonic() - begun, one.found()
+    compared = storage.fingerprint([sources.lasting(other.plan().files) for other in text.surveys]) if dropped else ""
     survey_of = {
         "broken": sum(shard["broken"] for shard in found),
         "empty": sum(shard["empty"] for shard in found),
-        "named": [line for shard in found for line in shard["named"]][:20],
+        "named": survey.named([one], 20),
         "duplicates": dropped.count() if dropped else 0,
     }
     for target in targets:
         made_of = {
             "max_seq_length": target.length, "packing": data.packing, "elements": corpus.elements, "files": plan.files,
             "vocabulary": tokenizer_lib.digest(tokenizer), "vocab_size": tokenizer.vocab_size, "survey": survey_of,
+            "compared_with": compared,
         }  # fmt: skip
         made = DataSet(target.path, dataset.finish(target, made_of, len(plan.shards)))
         for line in summary(made):
@@ -269,7 +202,37 @@ def _build(text: _Text, number: int, tokenizer: Tokenizer, targets: Sequence[Tar
     text.say(f"prepared in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s")
 
 
-def _check(text: _Text, corpus: Corpus, tokenizer: Tokenizer, target: Target, metadata: dict[str, Any]) -> None:
+def _begin(target: Target, tokenizer: Tokenizer, made_of: str) -> None:
+    """Readies the folder of a data set; shards that an interrupted run has made of other text are thrown away."""
+    path = target.path / "made_of.txt"
+    if not path.exists() or path.read_text() != made_of:
+        if (target.path / "shards").exists():
+            (target.path / "shards").rmtree()
+        (target.path / "shards").mkdir(parents=True, exist_ok=True)
+        storage.write(target.path / "tokenizer.json", json.dumps(tokenizer.to_json()))
+        storage.write(path, made_of)
+
+
+def _check_together(config: Config, corpora: Sequence[Corpus], sets: Sequence[DataSet]) -> None:
+    """Refuses data sets that do not make a run together; raises `UserError`."""
+    data = config.data
+    for split in _EMPTY if data.validation_fraction else [TRAIN]:
+        if not sum(made.metadata[split]["sequences"] for made in sets):
+            raise UserError(_EMPTY[split].format(data.source, data.validation_fraction))
+    of_all = storage.fingerprint([sources.lasting(made.metadata["files"]) for made in sets])
+    for corpus, made in zip(corpora, sets):
+        if data.weights and not made.metadata[TRAIN]["sequences"]:
+            raise UserError(
+                f"config.data.source: {corpus.elements[0][0]} holds no text for training; leave it out of the mixture"
+            )
+        if made.metadata["compared_with"] not in ("", of_all):
+            raise UserError(
+                f"{made.directory} left out duplicates of other text than config.data.source={data.source!r} holds now; remove "
+                "the folder to have it made again"
+            )
+
+
+def _check(text: Text, corpus: Corpus, tokenizer: Tokenizer, target: Target, metadata: dict[str, Any]) -> None:
     """Refuses a data set that is not the one `config` describes, or whose source has changed since."""
     expected = {
         "max_seq_length": target.length,
@@ -283,12 +246,3 @@ def _check(text: _Text, corpus: Corpus, tokenizer: Tokenizer, target: Target, me
                 "it again"
             )
     survey.check_files(text.config.data, corpus, target.path, metadata["files"])
-
-
-def _lasting(metadata: dict[str, Any]) -> dict[str, Any]:
-    """What is the same for the same text, wherever it was prepared."""
-    return metadata | {"files": [{**file, "modified": None} for file in metadata["files"]]}
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

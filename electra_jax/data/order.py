@@ -12,8 +12,8 @@ from grain.experimental import index_shuffle
 
 Order = Callable[[np.ndarray], np.ndarray]
 
-# The smallest share of a mixture, and what shares are rounded to.
-_GRAIN = 10_000
+# Positions over which a mixture is exact.
+ROUND = 1_000_000
 
 
 def fully_shuffled(count: int, seed: int) -> Order:
@@ -74,22 +74,22 @@ def shuffled_by_blocks(blocks: Sequence[int], window: int, seed: int) -> Order:
 def mixed(shares: Sequence[float], seed: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Positions `[n]` -> which source each is of, and the position in that source, `[n]` each.
 
-    Exact over every `_GRAIN` positions, where each source has as many as its share of them.
+    Over every `ROUND` positions each source has as many as its share of them, to the next whole number.
     """
-    counts = np.floor(np.asarray(shares) / np.sum(shares) * _GRAIN).astype(np.int64)
+    counts = np.floor(np.asarray(shares) / np.sum(shares) * ROUND).astype(np.int64)
     # What rounding down has left goes to those that it took most from.
-    lost = np.asarray(shares) / np.sum(shares) * _GRAIN - counts
-    counts[np.argsort(-lost, kind="stable")[: _GRAIN - counts.sum()]] += 1
+    lost = np.asarray(shares) / np.sum(shares) * ROUND - counts
+    counts[np.argsort(-lost, kind="stable")[: ROUND - counts.sum()]] += 1
     # Evenly spread: each of a source's places is drawn from a stretch of its own.
     rng = np.random.default_rng(seed)
     places = np.concatenate([(np.arange(n) + rng.random(n)) / max(n, 1) for n in counts])
     table = np.repeat(np.arange(len(counts)), counts)[np.argsort(places, kind="stable")]
-    before = np.zeros(_GRAIN, np.int64)
+    before = np.zeros(ROUND, np.int64)
     for source in range(len(counts)):
         before[table == source] = np.arange(counts[source])
 
     def order(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rounds, places = np.divmod(np.asarray(positions, np.int64), _GRAIN)
+        rounds, places = np.divmod(np.asarray(positions, np.int64), ROUND)
         sources = table[places]
         return sources, rounds * counts[sources] + before[places]
 

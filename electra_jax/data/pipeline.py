@@ -18,11 +18,10 @@ from electra_jax import storage
 from electra_jax.config import DataConfig
 from electra_jax.data import order as orders
 from electra_jax.data.dataset import RECORD_SEQUENCES, TRAIN, VALIDATION, DataSet
+from electra_jax.errors import UserError
 
 # Requests under way at a time to a bucket, which answers each only after a while.
 _REQUESTS = 32
-# Much text has more shards than a process may have files open.
-_OPEN_FILES = 256
 # Sequences that are read together: few at a time cost more each.
 _READ_AHEAD = 1024
 
@@ -46,7 +45,7 @@ class Records:
         self._sequences, self._block = sequences, block
         self._readers: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()
         self._kept: collections.OrderedDict[tuple[int, int], np.ndarray] = collections.OrderedDict()
-        self._capacity, self._lock = kept, threading.Lock()
+        self._capacity, self._lock, self._open_files = kept, threading.Lock(), _open_files()
         is_remote = storage.is_remote(made.directory)
         self._executor = concurrent.futures.ThreadPoolExecutor(_REQUESTS) if is_remote else None
         self.bytes_read = self.bytes_used = 0
@@ -87,7 +86,7 @@ class Records:
             if reader is None:
                 reader = ArrayRecordReader(self._paths[shard], options="readahead_buffer_size:0")
             self._readers[shard] = reader
-            if len(self._readers) > _OPEN_FILES:
+            if len(self._readers) > self._open_files:
                 self._readers.popitem(last=False)  # closes it, once no other thread reads from it
         missing, size = [block for block in blocks if block not in found], self._block // RECORD_SEQUENCES
         ranges = [range(block * size, min(block * size + size, reader.num_records())) for block in missing]
@@ -103,6 +102,16 @@ class Records:
             while len(self._kept) > self._capacity:
                 self._kept.popitem(last=False)
         return [found[block] for block in blocks]
+
+
+def _open_files() -> int:
+    """How many files to hold open: much text has more shards than a process may have by default."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max(64, min(hard, 2**20) // 4)
 
 
 def _decode(record: bytes, dtype: np.dtype) -> np.ndarray:
@@ -129,6 +138,12 @@ class Sequences:
         in_epochs = data.weights_are == "epochs"
         self.shares = [w * len(source) if in_epochs else w for w, source in zip(weights, self._sources, strict=True)]
         self._mixed = orders.mixed(self.shares, seed)
+        for number, share in enumerate(self.shares):
+            if len(sets) > 1 and share / sum(self.shares) * orders.ROUND < 100:
+                raise UserError(
+                    f"config.data.weights: part {number + 1} of data.source has a share of {share / sum(self.shares):.1e} of the "
+                    "sequences, too small to be mixed in evenly; raise its weight, or join it with another part"
+                )
 
     def __len__(self) -> int:
         return sum(map(len, self._sources))

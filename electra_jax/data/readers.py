@@ -22,6 +22,8 @@ from electra_jax.data.sources import TO_THE_END, Piece
 from electra_jax.errors import UserError
 
 EMPTY = "empty document"
+# Bytes of a document between blank lines, which is held in memory.
+_LARGEST = 64 * 2**20
 
 
 class Broken(NamedTuple):
@@ -166,7 +168,7 @@ def _paragraphs(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
     """Documents between blank lines. One belongs to the piece in which the blank line before it begins."""
     begins = piece.start == 0
     paragraph: list[str] = []
-    first, broken = 0, None
+    first, size, broken = 0, 0, None
 
     def finished() -> Iterator[tuple[int, str] | Broken]:
         if broken:
@@ -179,8 +181,12 @@ def _paragraphs(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
         if line.strip():
             if begins:
                 text = _decoded(piece.path, place, line)
-                first = first if paragraph else place
-                if isinstance(text, Broken):
+                first, size = (first, size + len(line)) if paragraph else (place, len(line))
+                if size > _LARGEST:
+                    paragraph = paragraph[:1]
+                    why = f"a document of more than {_LARGEST / 2**20:.0f} MB; data.document_separator=line makes each line one"
+                    broken = broken or Broken(piece.path, first, "line", why)
+                elif isinstance(text, Broken):
                     broken = broken or text
                 else:
                     paragraph.append(text)
@@ -202,10 +208,8 @@ def _json_lines(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
             continue
         try:
             row = json.loads(decoded)
-        except (json.JSONDecodeError, RecursionError) as error:
-            why = (
-                f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
-            )
+        except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
+            why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
             yield Broken(piece.path, place, "line", f"not JSON ({why})")
             continue
         text = row.get(piece.field) if isinstance(row, dict) else None

@@ -81,13 +81,14 @@ def make_plan(corpus: Corpus, shard_bytes: int) -> Plan:
                 size = 0
             shards[-1].append(Piece(file.path, file.kind, file.field, start, stop))
             size += length
-    return Plan([describe(file.path) for file in files], shards)
+    return Plan([describe(path) for path in dict.fromkeys(file.path for file in files)], shards)
 
 
 def changed_files(corpus: Corpus, before: Sequence[dict[str, Any]]) -> list[str]:
     """The files that are not as `Plan.files` has them, new ones and lost ones included; raises `UserError` like `make_plan`."""
     named = {file["name"]: file for file in before}
-    changed = [file.path for file in _files(corpus) if not _is_as(file.path, named.pop(file.path, None))]
+    paths = dict.fromkeys(file.path for file in _files(corpus, download=False))
+    changed = [path for path in paths if not _is_as(path, named.pop(path, None))]
     return changed + list(named)
 
 
@@ -114,6 +115,11 @@ def describe(path: str) -> dict[str, Any]:
     return {"name": path, "bytes": size, "digest": digest.hexdigest()[:16], "modified": modified}
 
 
+def lasting(files: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `describe` says of files that is the same wherever they were copied."""
+    return [{**file, "modified": None} for file in files]
+
+
 def _size_and_time(path: str) -> tuple[int, int]:
     if storage.is_remote(path):
         stat = epath.Path(path).stat()
@@ -138,18 +144,18 @@ class _File(NamedTuple):
     cut: Callable[[int], list[tuple[int, int, int]]]  # bytes of a shard -> start, stop, bytes of text (about)
 
 
-def _files(corpus: Corpus) -> list[_File]:
-    """The files of a corpus, each once."""
-    found: dict[str, _File] = {}
+def _files(corpus: Corpus, download: bool = True) -> list[_File]:
+    """The files of a corpus, each once for each field that is read of it."""
+    found: dict[tuple[str, str], _File] = {}
     for name, field in corpus.elements:
-        for file in _files_of(name, field):
-            found.setdefault(file.path, file)
+        for file in _files_of(name, field, download):
+            found.setdefault((file.path, field), file)
     return list(found.values())
 
 
-def _files_of(name: str, field: str) -> Iterator[_File]:
+def _files_of(name: str, field: str, download: bool) -> Iterator[_File]:
     if name.startswith("tfds:"):
-        return _tfds(*_builder(name.removeprefix("tfds:")), name, field)
+        return _tfds(*_builder(name.removeprefix("tfds:"), download), name, field)
     if name == EMBEDDED:
         return iter([_File(EMBEDDED, "json_lines", field, _whole(_UNPACKED))])
     folder = storage.absolute(name)
@@ -244,14 +250,14 @@ def _folder(folder: epath.Path, name: str, field: str) -> Iterator[_File]:
     )
 
 
-def _builder(text: str) -> tuple[Any, str]:
-    """The TFDS data set `NAME` or `NAME@SPLIT`, downloaded where it is not there, and the split."""
+def _builder(text: str, download: bool) -> tuple[Any, str]:
+    """The TFDS data set `NAME` or `NAME@SPLIT` and the split; raises `UserError` where it is not there, nor to be downloaded."""
     import tensorflow_datasets as tfds
 
     name, _, split_name = text.partition("@")
     try:
         builder = tfds.builder(name)
-        if not builder.is_prepared():
+        if download and not builder.is_prepared():
             builder.download_and_prepare()
     except ImportError as error:
         raise UserError(
@@ -260,6 +266,8 @@ def _builder(text: str) -> tuple[Any, str]:
         ) from None
     except Exception as error:  # each data set has its own ways to fail
         raise UserError(f"config.data.source: tfds:{name} cannot be had: {_first_line(error)}") from None
+    if not builder.is_prepared():
+        raise UserError(f"config.data.source: tfds:{name} is not here")
     return builder, split_name or "train"
 
 

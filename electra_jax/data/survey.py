@@ -4,12 +4,15 @@ Each stage works on one shard at a time, in any process on any machine, and leav
 is begun again goes on with the shards that are missing.
 """
 
+import array
+import concurrent.futures
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,13 +64,13 @@ class Survey:
     def read(self, shard: int) -> None:
         """Counts what is in a shard, and hashes its documents."""
         counts = {"documents": 0, "bytes": 0, "empty": 0, "broken": 0}
-        named: list[str] = []
-        hashes: list[int] = []
+        named: list[Broken] = []
+        hashes = array.array("Q")
         for text in readers.documents(self.plan().shards[shard], self.separator):
             if isinstance(text, Broken):
                 counts["empty" if text.why == readers.EMPTY else "broken"] += 1
                 if len(named) < _NAMED:
-                    named.append(f"{readers.where(text)}: {text.why}")
+                    named.append(text)
                 continue
             counts["documents"] += 1
             counts["bytes"] += len(text.encode())
@@ -124,19 +127,25 @@ def check_broken(data: DataConfig, surveys: Sequence[Survey]) -> list[str]:
     """One line for each kind of document that is passed over; raises `UserError` where they are too many."""
     found = [shard for survey in surveys for shard in survey.found()]
     documents, empty, broken = (sum(shard[name] for shard in found) for name in ("documents", "empty", "broken"))
-    named = [line for shard in found for line in shard["named"]]
     total, bad = documents + empty + broken, empty + broken
     if bad > data.max_broken_fraction * total:
+        first = "; ".join(named(surveys, 3))
         raise UserError(
             f"config.data.source: {bad:,} of {total:,} documents are broken or empty, more than "
-            f"config.data.max_broken_fraction={data.max_broken_fraction}; the first: {'; '.join(named[:3])}"
+            f"config.data.max_broken_fraction={data.max_broken_fraction}; the first: {first}"
         )
     if not bad:
         return []
     return [
         f"passed over {broken:,} broken and {empty:,} empty of {total:,} documents:",
-        *(f"  {n}" for n in named[:_NAMED]),
+        *(f"  {line}" for line in named(surveys, _NAMED)),
     ]
+
+
+def named(surveys: Sequence[Survey], count: int) -> list[str]:
+    """The first broken or empty documents, by file and line; to count the lines before them takes reading those."""
+    found = (Broken(*entry) for survey in surveys for shard in survey.found() for entry in shard["named"])
+    return [f"{readers.where(broken)}: {broken.why}" for broken in itertools.islice(found, count)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +153,11 @@ class Dropped:
     """Which documents of a corpus are left out: NNNNN.npy with their numbers, for each shard."""
 
     directory: str
+
+    @property
+    def name(self) -> str:
+        """Stands for what was compared."""
+        return epath.Path(self.directory).name
 
     def of(self, shard: int) -> np.ndarray:
         return read_array(epath.Path(self.directory) / f"{shard:05}.npy")
@@ -164,8 +178,7 @@ def drop_duplicates(surveys: Sequence[Survey], directories: Sequence[epath.Path]
     width = 2**64 // groups + 1
     for group in range(groups):
         hashes, owners, numbers = [], [], []
-        for i, (c, s) in enumerate(places):
-            of_shard = surveys[c].hashes(s)
+        for i, of_shard in enumerate(_in_parallel(lambda place: surveys[place[0]].hashes(place[1]), places)):
             (inside,) = np.nonzero(of_shard // np.uint64(width) == group) if groups > 1 else (np.arange(len(of_shard)),)
             hashes.append(of_shard[inside])
             owners.append(np.full(len(inside), i, np.int32))
@@ -173,8 +186,10 @@ def drop_duplicates(surveys: Sequence[Survey], directories: Sequence[epath.Path]
         of_group, owner, number = (np.concatenate(part) for part in (hashes, owners, numbers))
         repeated = np.ones(len(of_group), bool)
         repeated[np.unique(of_group, return_index=True)[1]] = False  # the first of each
-        for i, place in enumerate(places):
-            dropped[place].append(number[repeated & (owner == i)])
+        (left_out,) = np.nonzero(repeated)
+        ends = np.searchsorted(owner[left_out], np.arange(1, len(places)))  # owners ascend
+        for place, of_shard in zip(places, np.split(number[left_out], ends)):
+            dropped[place].append(of_shard)
     for (c, s), parts in dropped.items():
         directories[c].mkdir(parents=True, exist_ok=True)
         write_array(directories[c] / f"{s:05}.npy", np.sort(np.concatenate(parts)))
@@ -206,10 +221,17 @@ class Sample:
         storage.write(epath.Path(self.directory) / f"{shard:05}.txt", lines)
 
 
-def write_array(path: epath.Path, array: np.ndarray) -> None:
+def _in_parallel(function: Callable[[Any], np.ndarray], items: Sequence[Any]) -> Iterator[np.ndarray]:
+    """For reading many small files of a bucket, each of which takes its time."""
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        for first in range(0, len(items), 256):
+            yield from pool.map(function, items[first : first + 256])
+
+
+def write_array(path: epath.Path, values: np.ndarray) -> None:
     """As a .npy file, whole or not at all."""
     buffer = io.BytesIO()
-    np.save(buffer, array)
+    np.save(buffer, values)
     storage.write(path, buffer.getvalue())
 
 
