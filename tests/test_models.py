@@ -152,6 +152,20 @@ def test_padded_vocabulary_is_never_predicted(params):
     np.testing.assert_allclose(probabilities[..., :VOCAB].sum(-1), 1, rtol=1e-5)
 
 
+def test_what_is_computed_again(params):
+    """Products of a step, counted in the program: `dots` computes scores again and no other, `full` all of a layer."""
+    noise = Noise(jax.random.bits(jax.random.key(5), (2, 2)))
+    counts = {}
+    for remat in ("none", "dots", "full"):
+        architecture = Architecture(dataclasses.replace(CONFIG, remat=remat), VOCAB)
+        gradient = jax.grad(lambda p: jnp.square(run(p, PACKED, architecture, noise)[1]).sum())  # noqa: B023
+        counts[remat] = jax.jit(gradient).lower(params).as_text().count("stablehlo.dot_general")
+    layers = CONFIG.num_hidden_layers  # of the discriminator, the one tower that this gradient goes through
+    assert counts["dots"] - counts["none"] == layers
+    # Queries, keys, values, scores, mix, output, and both of the feed-forward.
+    assert counts["full"] - counts["none"] == 8 * layers
+
+
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_rematerialisation_changes_nothing(params, remat):
     other = Architecture(dataclasses.replace(CONFIG, remat=remat), VOCAB)

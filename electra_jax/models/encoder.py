@@ -9,7 +9,7 @@ from jax.nn import initializers
 
 from electra_jax.config import EncoderConfig
 from electra_jax.models.attention import SelfAttention
-from electra_jax.models.layers import LayerNorm, Linear, gelu, normal
+from electra_jax.models.layers import PRODUCT, LayerNorm, Linear, gelu, normal
 from electra_jax.models.noise import Noise, dropout
 from electra_jax.models.sharding import constrain
 
@@ -82,9 +82,8 @@ def _rematerialised(layer: Callable, remat: str, prevent_cse: bool) -> Callable:
         case "none":
             return layer
         case "dots":
-            return jax.checkpoint(
-                layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, prevent_cse=prevent_cse
-            )
+            keep = jax.checkpoint_policies.save_only_these_names(PRODUCT)
+            return jax.checkpoint(layer, policy=keep, prevent_cse=prevent_cse)
         case "full":
             return jax.checkpoint(layer, prevent_cse=prevent_cse)
     raise ValueError(f"remat={remat!r}")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn import initializers
 
 from electra_jax.config import ModelConfig
@@ -25,6 +26,11 @@ def parameter(
 def normal(stddev: float) -> initializers.Initializer:
     """Normal, cut off at two standard deviations, as all BERT-like weights are initialised."""
     return initializers.truncated_normal(stddev)
+
+
+# What `model.remat=dots` keeps for the backward pass: results of products. By name, since JAX's own policies do not look
+# into functions with a written gradient.
+PRODUCT = "product"
 
 
 class Weight(NamedTuple):
@@ -45,7 +51,7 @@ class Linear(nnx.Module):
         self.axes = axes
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return linear(x, self.kernel.get_value(), self.bias[...], self.axes)
+        return checkpoint_name(linear(x, self.kernel.get_value(), self.bias[...], self.axes), PRODUCT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
