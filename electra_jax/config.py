@@ -126,12 +126,10 @@ class ModelConfig:
     layer_norm_eps: float = setting(1e-12, "added to the variance in LayerNorm", REFUSE)
     dtype: Literal["float32", "bfloat16"] = setting("float32", "of the computation; parameters are float32", WARN)
     remat: Literal["none", "dots", "full"] = setting(
-        "none", "what the backward pass computes again in each layer: nothing, all but products and attention, all", FREE
+        "none", "what the backward pass computes again of a layer: nothing, all but products and attention, all", FREE
     )
     attention: Literal["auto", "reference", "pallas", "cudnn"] = setting(
-        "auto",
-        "how attention is computed; `auto`: by our kernel on TPUs, by cuDNN where it can (bfloat16, no dropout)",
-        FREE,
+        "auto", "how attention is computed; `auto`: our kernel on TPUs, cuDNN where it can (bfloat16, no dropout)", FREE
     )
 
     @property

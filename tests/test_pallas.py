@@ -106,7 +106,7 @@ def by_reference(prepared_for):
     return gradients(prepared_for, (1, 1, 1), "reference")
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 1, 2), (1, 2, 2)], ids=str)
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 1, 2)], ids=str)
 def test_a_whole_step_on_every_mesh(prepared_for, by_reference, mesh):
     """Each device has the numbers of its own heads, and so its part of the same dropout."""
     loss, found = gradients(prepared_for, mesh, "pallas")
