@@ -36,8 +36,7 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
 def scratch(destination: epath.PathLike) -> Path:
     """Where on this machine a file is to be written that then moves to `destination`."""
     if is_remote(destination):
-        key = hashlib.sha256(str(destination).encode()).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"electra_jax-{key}-{os.getpid()}.partial"
+        return Path(tempfile.gettempdir()) / f"electra_jax-{fingerprint(str(destination))}-{os.getpid()}.partial"
     return Path(f"{destination}.partial")
 
 

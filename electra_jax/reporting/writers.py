@@ -69,13 +69,9 @@ class JsonLines:
 
     def _rewrite(self) -> None:
         text = "".join(json.dumps(row) + "\n" for row in self._rows)
-        if self._is_remote:
-            self._path.write_text(text)
-            return
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(text)
-        partial.replace(self._path)
-        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - epath's own takes no buffering
+        storage.write(self._path, text)
+        if not self._is_remote:
+            self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - epath's own takes no buffering
 
 
 def is_evaluated(path: epath.Path, step: int) -> bool:
