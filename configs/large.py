@@ -24,7 +24,6 @@ def get_config() -> ml_collections.ConfigDict:
                 "hidden_dropout_prob": 0.1,
                 "attention_probs_dropout_prob": 0.1,
                 "dtype": "bfloat16",
-                "remat": "dots",
             },
             "objective": {"mask_prob": 0.25, "gen_weight": 1.0, "disc_weight": 50.0},
             "optimizer": {"learning_rate": 2e-4, "warmup_steps": 10_000, "weight_decay": 0.01},

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from electra_jax import cli
+from electra_jax import cli, memory
 from electra_jax.analysis.flops import step_flops
 from electra_jax.analysis.hardware import peak_flops
 from electra_jax.config import Config
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     )
     if prepared.returncode:
         sys.exit(prepared.returncode)
-    cli.keep_freed_memory()
+    memory.keep_freed()
     cli.use_compilation_cache(epath.Path("runs") / "compilation_cache")
     figures = benchmark(config, args.steps)
     for name, value in figures.items():
@@ -59,11 +59,11 @@ def benchmark(config: Config, steps: int, warmup: int = 3) -> dict[str, Any]:
     size = config.train.batch_size
     inputs = Inputs(setup, prepared)
     batches = inputs.training(Position(max(phase.end or 0 for phase in config.phases), 0))  # the last phase
-    state = setup.init()
+    state, step = setup.init(), memory.settled(setup.train_step)
     seconds = []
     for _ in range(warmup + steps):
         start = time.perf_counter()
-        state, metrics = setup.train_step(state, next(batches))
+        state, metrics = step(state, next(batches))
         jax.device_get(metrics["means"])  # waits for the step
         seconds.append(time.perf_counter() - start)
     seconds = sorted(seconds[warmup:])

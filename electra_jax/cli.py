@@ -1,7 +1,6 @@
 """What all command lines share: arguments, the configuration, how they end."""
 
 import argparse
-import ctypes
 import importlib.util
 import os
 import secrets
@@ -35,24 +34,6 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         status = 130
     sys.stdout.flush()
     sys.exit(status)
-
-
-def keep_freed_memory() -> None:
-    """Has the C library keep what is freed for the next use, where it can be told to (glibc).
-
-    For commands that train. A step on the CPU frees and takes hundreds of megabytes. Handed back to the kernel each time, their
-    pages are cleared and mapped again in every step, which took a third of it.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return
-    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26), (_M_ARENA_MAX, 1)):
-        mallopt(option, value)
-
-
-# From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 def parser(module: str, description: str, with_config: bool = True) -> argparse.ArgumentParser:

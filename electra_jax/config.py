@@ -126,7 +126,7 @@ class ModelConfig:
     layer_norm_eps: float = setting(1e-12, "added to the variance in LayerNorm", REFUSE)
     dtype: Literal["float32", "bfloat16"] = setting("float32", "of the computation; parameters are float32", WARN)
     remat: Literal["none", "dots", "full"] = setting(
-        "none", "what the backward pass computes again of a layer: nothing, all but products and attention, all", FREE
+        "dots", "what the backward pass computes again of a layer: nothing, all but products and attention, all", FREE
     )
     attention: Literal["auto", "reference", "pallas", "cudnn"] = setting(
         "auto", "how attention is computed; `auto`: our kernel on TPUs, cuDNN where it can (bfloat16, no dropout)", FREE

@@ -13,7 +13,7 @@ import filelock
 import jax
 from etils import epath
 
-from electra_jax import cli, config_loading, distributed, storage
+from electra_jax import cli, config_loading, distributed, memory, storage
 from electra_jax.analysis.flops import step_flops
 from electra_jax.analysis.hardware import peak_flops
 from electra_jax.config import Config
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     args, overrides = cli.parse(parser, argv)
     config = cli.load_config(args.config, overrides)
     workdir = cli.directory("--workdir", args.workdir or f"runs/{Path(args.config).stem}")
-    cli.keep_freed_memory()
+    memory.keep_freed()
     cli.use_compilation_cache(workdir.parent / "compilation_cache")
     distributed.join(args, config)
     signal.signal(signal.SIGTERM, _end_before_first_step)
@@ -131,7 +131,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
     with Interrupts(mesh, config.train.hang_timeout) as interrupts:
         try:
             end, state, position = loop.train(
-                config, state, start, setup.train_step, inputs.training(start),
+                config, state, start, memory.settled(setup.train_step), inputs.training(start),
                 _evaluator(setup, inputs, interrupts), checkpoints,
                 Saved(config, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json()), reporter,
                 interrupts, evaluation_due,

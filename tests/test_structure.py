@@ -26,6 +26,7 @@ COMMANDS = {path.stem for path in PACKAGE.glob("*.py")} - {
     "config",
     "config_loading",
     "errors",
+    "memory",
     "cli",
     "distributed",
     "failure",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.nn import initializers
 
 from electra_jax.config import ModelConfig
@@ -84,8 +85,13 @@ def _linear_backward(axes, saved, gradient):
 
 
 def _transpose(x: jax.Array) -> jax.Array:
-    # On the CPU the barrier keeps the transposition out of the product; elsewhere it costs nothing inside it.
-    return jax.lax.platform_dependent(x, cpu=lambda x: jax.lax.optimization_barrier(x.T), default=jnp.transpose)
+    # On the CPU the product is several times as fast on rows that lie in order: with the transposition inside it, or left
+    # to be a matter of layout, XLA has no bfloat16 product for it. Elsewhere it costs nothing inside.
+    return jax.lax.platform_dependent(x, cpu=_transposed_in_memory, default=jnp.transpose)
+
+
+def _transposed_in_memory(x: jax.Array) -> jax.Array:
+    return with_layout_constraint(jax.lax.optimization_barrier(x).T, Layout((0, 1)))
 
 
 linear.defvjp(_linear_forward, _linear_backward)
