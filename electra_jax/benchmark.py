@@ -1,11 +1,18 @@
-"""Times the real train step, data included: `python -m electra_jax.benchmark --config=FILE --steps=10`."""
+"""Times training: `python -m electra_jax.benchmark --config=FILE --steps=10`.
 
+It is the real loop, with its data, reports and checkpoints, that is timed, each part by itself.
+"""
+
+import dataclasses
+import itertools
 import json
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +21,27 @@ from etils import epath
 
 from electra_jax import cli, memory
 from electra_jax.analysis.flops import step_flops
-from electra_jax.analysis.hardware import peak_flops
+from electra_jax.analysis.hardware import measured_peak, published_peak
 from electra_jax.config import Config
 from electra_jax.data import build
+from electra_jax.data.build import Prepared
 from electra_jax.inputs import Inputs
-from electra_jax.training.loop import Position
+from electra_jax.reporting.health import Health
+from electra_jax.reporting.reporter import Reporter
+from electra_jax.reporting.writers import Console, JsonLines, TensorBoard
+from electra_jax.training import loop
+from electra_jax.training.checkpoint import Checkpoints, Saved
+from electra_jax.training.interrupts import Interrupts
 from electra_jax.training.setup import Setup
+
+# Steps that are not counted: the first compiles, the next ones find their memory.
+_WARMUP = 3
+_READING_SECONDS = 2.0
 
 
 def main(argv: list[str]) -> None:
-    parser = cli.parser("electra_jax.benchmark", "Times training steps: reading, step and metrics.")
-    parser.add_argument(
-        "--steps", type=int, default=10, help="steps that are timed, after three that are not (default: 10)"
-    )
+    parser = cli.parser("electra_jax.benchmark", "Times training: data, steps, reports and checkpoints.")
+    parser.add_argument("--steps", type=int, default=10, help=f"timed, after {_WARMUP} that are not (default: 10)")
     parser.add_argument("--json", metavar="FILE", help="where the figures go besides the terminal")
     args, overrides = cli.parse(parser, argv)
     if args.steps < 1:
@@ -43,57 +58,153 @@ def main(argv: list[str]) -> None:
     cli.use_compilation_cache(epath.Path("runs") / "compilation_cache")
     figures = benchmark(config, args.steps)
     for name, value in figures.items():
-        print(f"{name:20} {value:,.6g}" if isinstance(value, (int, float)) else f"{name:20} {value}")
+        print(f"{name:28} {value:,.6g}" if isinstance(value, (int, float)) else f"{name:28} {value}")
     if args.json:
         Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def benchmark(config: Config, steps: int, warmup: int = 3) -> dict[str, Any]:
-    """Times `steps` steps of `config` on its data, one by one.
+def benchmark(config: Config, steps: int) -> dict[str, Any]:
+    """Times `steps` steps of `config`, of its last phase, one by one: each is waited for.
 
     Returns:
-      Seconds a step (median, least, most), tokens a second, FLOPs, utilisation, peak memory.
+      Seconds a step (median, least, most), tokens a second, FLOPs and utilisation; what data, reports and checkpoints
+      add to a step; the rate of reading alone; peak memory.
     """
     prepared = build.prepare(config)
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size)
-    size = config.train.batch_size
     inputs = Inputs(setup, prepared)
-    batches = inputs.training(Position(max(phase.end or 0 for phase in config.phases), 0))  # the last phase
-    state, step = setup.init(), memory.settled(setup.train_step)
-    seconds = []
-    for _ in range(warmup + steps):
-        start = time.perf_counter()
-        state, metrics = step(state, next(batches))
-        jax.device_get(metrics["means"])  # waits for the step
-        seconds.append(time.perf_counter() - start)
-    seconds = sorted(seconds[warmup:])
-    median = statistics.median(seconds)
-    memory, memory_source = _peak_memory()
-    flops = step_flops(config, prepared.tokenizer.vocab_size)
-    peak, peak_source = peak_flops(jax.devices()[0], config.model.dtype)
+    times = _timed_loop(config, setup, inputs, prepared, steps)
+    seconds = sorted(times["step"])
+    step = statistics.median(seconds)
+    peak_memory, memory_source = _peak_memory()
+    reading, padding = _read(config, setup, inputs)
+    size, length, _ = config.phases[-1]
+    flops = step_flops(config, setup.architecture.vocab_size)
+    peak = measured_peak(config.model.dtype) * setup.mesh.size
+    published = (published_peak(jax.devices()[0].device_kind) or 0) * setup.mesh.size
+    beside = _beside(config, times)
     return {
-        "step_seconds": median,
+        "step_seconds": step,
         "step_seconds_min": seconds[0],
         "step_seconds_max": seconds[-1],
-        "tokens_per_second": size * config.data.max_seq_length / median,
-        "batch_size": size,
-        "max_seq_length": config.data.max_seq_length,
+        "tokens_per_second": length * size / (step + sum(beside.values())),
+        "batch_size": config.phases[-1].batch_size,
+        "max_seq_length": config.phases[-1].length,
+        "padding_share": padding,
         "dtype": config.model.dtype,
+        "attention": setup.attention,
+        "remat": config.model.remat,
         "model_flops": flops,
-        "peak_flops": peak * setup.mesh.size,
-        "peak_flops_source": peak_source,
-        "utilisation": flops / median / (peak * setup.mesh.size),
-        "peak_memory_bytes": memory,
+        "peak_flops": peak,
+        "peak_flops_source": f"matrix product, {config.model.dtype}, measured in this run",
+        "utilisation": flops / step / peak,
+        **({"utilisation_of_published_peak": flops / step / published} if published else {}),
+        **{f"{name}_seconds_a_step": value for name, value in beside.items()},
+        "report_seconds": statistics.median(times["report"]),
+        "save_seconds": statistics.median(times["save"]),
+        "share_outside_steps": sum(beside.values()) / (step + sum(beside.values())),
+        "reading_tokens_per_second": reading,
+        "peak_memory_bytes": peak_memory,
         "peak_memory_source": memory_source,
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
     }
 
 
+def _beside(config: Config, times: dict[str, list[float]]) -> dict[str, float]:
+    """Seconds beside each step, of reports and checkpoints at the intervals of `config`; evaluations are not counted."""
+    return {
+        "data": statistics.median(times["data"]),
+        "report": statistics.median(times["report"]) / config.reporting.interval_steps,
+        "save": statistics.median(times["save"]) / config.checkpoint.save_interval_steps,
+        "loop": statistics.median(times["loop"]),
+    }
+
+
+def _timed_loop(
+    config: Config, setup: Setup, inputs: Inputs, prepared: Prepared, steps: int
+) -> dict[str, list[float]]:
+    """Runs the training loop with a report after each step; seconds by part."""
+    start = _last_phase(config)
+    changed = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, num_train_steps=start.step + _WARMUP + steps, skip_steps=())
+    )
+    # A step is waited for before its time is taken, so none of the others hides behind it.
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = epath.Path(folder)
+        writers = [JsonLines(workdir / "metrics.jsonl", start.step), TensorBoard(workdir / "tensorboard", start.step)]
+        console = Console(changed.train.num_train_steps, start.step, is_silent=True)
+        health = Health(config.optimizer.warmup_steps)
+        reporter = Reporter(console, writers, health, 1, lambda *_: {}, changed.train.num_train_steps)
+        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+        saved = Saved(changed, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json())
+        reporter.step_done = clock.timed("report", reporter.step_done)
+        checkpoints.save = clock.timed("save", checkpoints.save)
+        step = clock.timed("step", memory.settled(setup.train_step), wait=True)
+        read = clock.timed("data", inputs.training(start).__next__)
+        with Interrupts(setup.mesh) as interrupts:
+            loop.train(
+                changed, setup.init(), start, step, iter(read, None), None, checkpoints, saved, reporter, interrupts
+            )
+        reporter.close()
+        checkpoints.close()
+    return clock.parts(_WARMUP)
+
+
+class _Clock:
+    """Seconds of each call, by part; what passes between the calls is the loop's own."""
+
+    def __init__(self):
+        self._seconds: dict[str, list[float]] = {"loop": []}
+        self._outside = 0.0
+        self._last: float | None = None
+
+    def timed(self, part: str, function: Callable[..., Any], wait: bool = False) -> Callable[..., Any]:
+        """`function` with its calls timed; with `wait`, until what it returns is there."""
+        seconds = self._seconds.setdefault(part, [])
+
+        def call(*args: Any) -> Any:
+            begin = time.perf_counter()
+            if self._last is not None:
+                self._outside += begin - self._last
+            result = function(*args)
+            if wait:
+                jax.block_until_ready(result)
+                self._seconds["loop"].append(self._outside)
+                self._outside = 0.0
+            self._last = time.perf_counter()
+            seconds.append(self._last - begin)
+            return result
+
+        return call
+
+    def parts(self, warmup: int) -> dict[str, list[float]]:
+        """Without the first `warmup` calls of each part, but for what is called once."""
+        return {part: seconds[warmup:] or seconds for part, seconds in self._seconds.items()}
+
+
+def _read(config: Config, setup: Setup, inputs: Inputs) -> tuple[float, float]:
+    """Tokens a second from records to batches on the devices, when nothing else is done; the share of padding."""
+    batches = inputs.training(_last_phase(config))
+    first = next(batches)
+    begin = time.perf_counter()
+    for count in itertools.count(1):
+        last = next(batches).block_until_ready()
+        seconds = time.perf_counter() - begin
+        if seconds > _READING_SECONDS:
+            return count * last.size / seconds, float(((first == setup.ids.pad).mean() + (last == setup.ids.pad).mean()) / 2)
+    raise AssertionError("batches have no end")
+
+
+def _last_phase(config: Config) -> loop.Position:
+    return loop.Position(max(phase.end or 0 for phase in config.phases), 0)
+
+
 def _peak_memory() -> tuple[int, str]:
-    statistics = jax.devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in statistics:
-        return statistics["peak_bytes_in_use"], "device 0, peak bytes in use"
+    figures = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in figures:
+        return figures["peak_bytes_in_use"], "device 0, peak bytes in use"
     # Not getrusage where it can be helped: its peak survives exec, and would count the process that started this one.
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []

@@ -346,7 +346,12 @@ def test_benchmark_writes_its_figures(place):
     assert done.returncode == 0, done.stderr
     figures = json.loads((place / "b.json").read_text())
     assert figures["batch_size"] == 8
-    assert figures["tokens_per_second"] == pytest.approx(8 * 32 / figures["step_seconds"])
+    beside = sum(figures[f"{part}_seconds_a_step"] for part in ("data", "report", "save", "loop"))
+    assert figures["tokens_per_second"] == pytest.approx(8 * 32 / (figures["step_seconds"] + beside))
+    assert figures["share_outside_steps"] == pytest.approx(beside / (figures["step_seconds"] + beside))
+    assert 0 < figures["data_seconds_a_step"] < 1 and 0 < figures["report_seconds"] < 1 and 0 < figures["save_seconds"]
+    assert figures["reading_tokens_per_second"] > 8 * 32 / figures["step_seconds"]  # nothing but reading is done
+    assert 0 <= figures["padding_share"] < 0.5
     assert figures["utilisation"] == pytest.approx(
         figures["model_flops"] / figures["step_seconds"] / figures["peak_flops"]
     )
