@@ -93,6 +93,7 @@ class EncoderConfig:
     dtype: str
     remat: str
     attention: str
+    unroll: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +132,7 @@ class ModelConfig:
     attention: Literal["auto", "reference", "pallas", "cudnn"] = setting(
         "auto", "how attention is computed; `auto`: our kernel on TPUs, cuDNN where it can (bfloat16, no dropout)", FREE
     )
+    unroll: Literal["auto", "all", "none"] = setting("auto", "layers written out; `auto`: up to 4, on TPUs up to 12", FREE)
 
     @property
     def discriminator(self) -> EncoderConfig:
@@ -160,7 +162,7 @@ class ModelConfig:
             intermediate_size=intermediate, hidden_dropout_prob=self.hidden_dropout_prob,
             attention_probs_dropout_prob=self.attention_probs_dropout_prob, initializer_range=self.initializer_range,
             layer_norm_eps=self.layer_norm_eps, dtype=self.dtype, remat=self.remat,
-            attention=self.attention,
+            attention=self.attention, unroll=self.unroll,
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from electra_jax.config import EncoderConfig
-from electra_jax.models.layers import PRODUCT, Linear, normal
+from electra_jax.models.layers import KEPT, Linear, normal
 from electra_jax.models.noise import Noise, dropout
 from electra_jax.models.pallas_attention import pallas_attention
 from electra_jax.models.sharding import constrain, on_each_device
@@ -100,4 +100,4 @@ class SelfAttention(nnx.Module):
             for linear in (self.query, self.key, self.value)
         )
         mixed = attention(query, key, value, segment_ids, self.dropout_rate, noise, self.implementation)
-        return self.output(checkpoint_name(mixed.reshape(x.shape), PRODUCT))
+        return self.output(checkpoint_name(mixed.reshape(x.shape), KEPT))

@@ -9,7 +9,7 @@ from jax.nn import initializers
 
 from electra_jax.config import EncoderConfig
 from electra_jax.models.attention import SelfAttention
-from electra_jax.models.layers import PRODUCT, LayerNorm, Linear, gelu, normal
+from electra_jax.models.layers import KEPT, LayerNorm, Linear, gelu, normal
 from electra_jax.models.noise import Noise, dropout
 from electra_jax.models.sharding import constrain
 
@@ -58,7 +58,7 @@ class Encoder(nnx.Module):
             return Layer(config, rngs=rngs)
 
         self.layers = stacked(rngs)
-        self.num_layers, self.remat = config.num_hidden_layers, config.remat
+        self.num_layers, self.remat, self.is_unrolled = config.num_hidden_layers, config.remat, config.unroll == "all"
 
     def __call__(self, embedded: jax.Array, segment_ids: jax.Array, noise: Noise | None) -> jax.Array:
         """`[B, L, E] -> [B, L, D]`."""
@@ -69,10 +69,8 @@ class Encoder(nnx.Module):
             index, own = inputs
             return nnx.merge(graph, own)(x, segment_ids, noise and noise.at(index)), None
 
-        # A loop has to stack what each layer leaves for the backward pass; few layers are cheap to write out.
-        unroll = self.num_layers <= 4
-        layer = _rematerialised(layer, self.remat, prevent_cse=unroll)
-        x, _ = jax.lax.scan(layer, x, (jnp.arange(self.num_layers), parameters), unroll=unroll)
+        layer = _rematerialised(layer, self.remat, prevent_cse=self.is_unrolled)
+        x, _ = jax.lax.scan(layer, x, (jnp.arange(self.num_layers), parameters), unroll=self.is_unrolled)
         return x
 
 
@@ -82,7 +80,7 @@ def _rematerialised(layer: Callable, remat: str, prevent_cse: bool) -> Callable:
         case "none":
             return layer
         case "dots":
-            keep = jax.checkpoint_policies.save_only_these_names(PRODUCT)
+            keep = jax.checkpoint_policies.save_only_these_names(KEPT)
             return jax.checkpoint(layer, policy=keep, prevent_cse=prevent_cse)
         case "full":
             return jax.checkpoint(layer, prevent_cse=prevent_cse)

@@ -29,9 +29,9 @@ def normal(stddev: float) -> initializers.Initializer:
     return initializers.truncated_normal(stddev)
 
 
-# What `model.remat=dots` keeps for the backward pass: results of products. By name, since JAX's own policies do not look
-# into functions with a written gradient.
-PRODUCT = "product"
+# What `model.remat=dots` keeps for the backward pass: results of products, and of sums that are small. By name, since
+# JAX's own policies do not look into functions with a written gradient.
+KEPT = "kept"
 
 
 class Weight(NamedTuple):
@@ -52,7 +52,7 @@ class Linear(nnx.Module):
         self.axes = axes
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return checkpoint_name(linear(x, self.kernel.get_value(), self.bias[...], self.axes), PRODUCT)
+        return checkpoint_name(linear(x, self.kernel.get_value(), self.bias[...], self.axes), KEPT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -107,9 +107,11 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
-        y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        # Both in one pass over `x`, and kept for the backward pass, which would take another one.
+        mean = checkpoint_name(y.mean(-1, keepdims=True), KEPT)
+        variance = jnp.maximum(jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean), 0)
+        factor = checkpoint_name(jax.lax.rsqrt(variance + self.eps), KEPT)
+        return ((y - mean) * factor * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 @jax.custom_vjp

@@ -13,18 +13,19 @@ from electra_jax.objectives.terms import Example, Terms
 class Filled(NamedTuple):
     """What the generator says of the masked positions."""
 
-    logits: jax.Array  # [B, M, Vp] float32
+    logits: jax.Array  # [B * M, Vp] float32, one row after the other: see Generator.logits
     loss: Mean
     metrics: dict[str, Mean]
 
 
 def fill(model: Electra, example: Example) -> Filled:
     """Runs the generator on the masked text."""
-    masked, labels = example.masked, example.labels
+    masked, labels, weights = example.masked, example.labels.reshape(-1), example.masked.weights.reshape(-1)
     text = example.batch.text._replace(input_ids=masked.input_ids)
     logits = model.generator_logits(text, masked.positions, example.draws.generator_dropout)
-    loss = losses.mean(losses.cross_entropy(logits, labels), masked.weights)
-    metrics = {"masked_lm_accuracy": losses.mean(losses.is_highest(logits, labels), masked.weights)}
+    logits = logits.reshape(-1, logits.shape[-1])
+    loss = losses.mean(losses.cross_entropy(logits, labels), weights)
+    metrics = {"masked_lm_accuracy": losses.mean(losses.is_highest(logits, labels), weights)}
     return Filled(logits, loss, metrics)
 
 

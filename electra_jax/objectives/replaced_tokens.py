@@ -35,10 +35,10 @@ def replaced_token_detection(model: Electra, example: Example, config: Config) -
     weights = masked.weights
     predicted = scores > 0
     # The surprise of the generator's own samples: at temperature 1 an unbiased estimate of its entropy, in nats.
-    surprise = jax.lax.stop_gradient(losses.cross_entropy(filled.logits, sampled_ids))
+    surprise = jax.lax.stop_gradient(losses.cross_entropy(filled.logits, sampled_ids.reshape(-1)))
     metrics = filled.metrics | {
         "sampled_masked_lm_accuracy": losses.mean(sampled_ids == example.labels, weights),
-        "generator_entropy": losses.mean(surprise, weights),
+        "generator_entropy": losses.mean(surprise, weights.reshape(-1)),
         "disc_accuracy": losses.mean(predicted == is_replaced, real),
         "disc_precision": losses.mean(is_replaced, predicted & real),
         "disc_recall": losses.mean(predicted, is_replaced),
@@ -55,15 +55,16 @@ def replaced_token_detection(model: Electra, example: Example, config: Config) -
 
 
 def _sample(example: Example, filled: Filled, config: Config) -> jax.Array:
-    draws = sampling.uniforms(example.draws.sampling, example.masked.positions.shape[1])
-    disallowed = example.labels if config.objective.disallow_correct else None
-    return sampling.sample(filled.logits, draws, config.objective.temperature, disallowed)
+    shape = example.masked.positions.shape
+    draws = sampling.uniforms(example.draws.sampling, shape[1]).reshape(-1, 2)
+    disallowed = example.labels.reshape(-1) if config.objective.disallow_correct else None
+    return sampling.sample(filled.logits, draws, config.objective.temperature, disallowed).reshape(shape)
 
 
 def _uniform(model: Electra, example: Example) -> Filled:
     """What a generator that knows nothing says: the same logit for every token of the vocabulary."""
     masked = example.masked
     vocab_size = model.shared.word[...].shape[0]
-    logits = sampling.uniform_logits(vocab_size, masked.positions.shape)
+    logits = sampling.uniform_logits(vocab_size, (masked.positions.size,))
     loss = losses.mean(jnp.full(masked.positions.shape, jnp.log(vocab_size)), masked.weights)
     return Filled(logits, loss, {})

@@ -27,13 +27,13 @@ def sample(
     token within it. Two, because one would leave too few bits for rare tokens within a block.
 
     Args:
-      logits: `[B, M, Vp]` float32, `Vp` a multiple of `VOCAB_BLOCK`.
-      draws: `[B, M, 2]`, uniform in [0, 1).
+      logits: `[..., Vp]` float32, `Vp` a multiple of `VOCAB_BLOCK`.
+      draws: `[..., 2]`, uniform in [0, 1).
       temperature: above 1 flattens the distribution.
-      disallowed: `[B, M]`, an id each that is not to be drawn, or None.
+      disallowed: `[...]`, an id each that is not to be drawn, or None.
 
     Returns:
-      `[B, M]` int32.
+      `[...]` int32.
     """
     logits = jax.lax.stop_gradient(logits)
     if temperature != 1.0:
@@ -42,8 +42,8 @@ def sample(
         logits = jnp.where(jnp.arange(logits.shape[-1]) == disallowed[..., None], -1e9, logits)
     blocks = logits.reshape(*logits.shape[:-1], -1, VOCAB_BLOCK)
     blocks = blocks - logits.max(-1)[..., None, None]
-    block = _invert(jnp.exp(blocks).sum(-1), draws[..., 0])  # [B, M]
-    within = jnp.exp(jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :])  # [B, M, VOCAB_BLOCK]
+    block = _invert(jnp.exp(blocks).sum(-1), draws[..., 0])  # [...]
+    within = jnp.exp(jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :])  # [..., VOCAB_BLOCK]
     return block * VOCAB_BLOCK + _invert(within, draws[..., 1])
 
 

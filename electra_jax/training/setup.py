@@ -54,6 +54,17 @@ def choose_attention(config: Config, device: jax.Device, tensor: int = 1) -> str
     return _choose_cudnn(model, towers, device)
 
 
+def choose_unroll(model: ModelConfig, device: jax.Device) -> str:
+    """What `model.unroll` comes to on `device`: `all` or `none`.
+
+    A loop has to stack what each layer leaves for the backward pass, and on a TPU to copy it out again for the attention
+    kernel: a tenth of a step and more. Layers that are written out take longer to compile, minutes for a TPU.
+    """
+    if model.unroll != "auto":
+        return model.unroll
+    return "all" if model.num_hidden_layers <= (12 if device.platform == "tpu" else 4) else "none"
+
+
 def _choose_pallas(config: Config, towers: list[EncoderConfig], device: jax.Device, tensor: int) -> str:
     reason = ""
     if device.platform not in ("tpu", "cpu"):
@@ -113,7 +124,7 @@ class Setup:
 
     Attributes:
       config, mesh, architecture, ids: as made.
-      attention: how it is computed, once `model.attention=auto` is resolved.
+      attention, unroll: what `model.attention=auto` and `model.unroll=auto` come to.
       evaluation_batch_size: what `evaluation.batch_size` is rounded up to, for the devices to share it evenly.
       abstract: the train state as shapes with shardings.
     """
@@ -121,8 +132,11 @@ class Setup:
     def __init__(self, config: Config, ids: TokenIds, vocab_size: int, mesh: Mesh | None = None):
         self.config, self.ids = config, ids
         self.mesh = mesh or mesh_of(config)
-        self.attention = choose_attention(config, self.mesh.devices.flat[0], self.mesh.shape["tensor"])
-        self.architecture = Architecture(dataclasses.replace(config.model, attention=self.attention), vocab_size)
+        device = self.mesh.devices.flat[0]
+        self.attention = choose_attention(config, device, self.mesh.shape["tensor"])
+        self.unroll = choose_unroll(config.model, device)
+        model = dataclasses.replace(config.model, attention=self.attention, unroll=self.unroll)
+        self.architecture = Architecture(model, vocab_size)
         parts = partitioning.batch_parts(self.mesh)
         self.evaluation_batch_size = -(-config.evaluation.batch_size // parts) * parts
         self.abstract = abstract_state(config, self.architecture, self.mesh)
