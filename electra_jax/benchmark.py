@@ -121,9 +121,7 @@ def _beside(config: Config, times: dict[str, list[float]]) -> dict[str, float]:
     }
 
 
-def _timed_loop(
-    config: Config, setup: Setup, inputs: Inputs, prepared: Prepared, steps: int
-) -> dict[str, list[float]]:
+def _timed_loop(config: Config, setup: Setup, inputs: Inputs, prepared: Prepared, steps: int) -> dict[str, list[float]]:
     """Runs the training loop with a report after each step; seconds by part."""
     start = _last_phase(config)
     changed = dataclasses.replace(
@@ -193,7 +191,9 @@ def _read(config: Config, setup: Setup, inputs: Inputs) -> tuple[float, float]:
         last = next(batches).block_until_ready()
         seconds = time.perf_counter() - begin
         if seconds > _READING_SECONDS:
-            return count * last.size / seconds, float(((first == setup.ids.pad).mean() + (last == setup.ids.pad).mean()) / 2)
+            return count * last.size / seconds, float(
+                ((first == setup.ids.pad).mean() + (last == setup.ids.pad).mean()) / 2
+            )
     raise AssertionError("batches have no end")
 
 

@@ -132,7 +132,7 @@ class ModelConfig:
     attention: Literal["auto", "reference", "pallas", "cudnn"] = setting(
         "auto", "how attention is computed; `auto`: our kernel on TPUs, cuDNN where it can (bfloat16, no dropout)", FREE
     )
-    unroll: Literal["auto", "all", "none"] = setting("auto", "layers written out; `auto`: up to 4, on TPUs up to 12", FREE)
+    unroll: Literal["auto", "all", "none"] = setting("auto", "layers written out; `auto`: up to 4, on TPUs 12", FREE)
 
     @property
     def discriminator(self) -> EncoderConfig:

@@ -349,7 +349,7 @@ def test_benchmark_writes_its_figures(place):
     beside = sum(figures[f"{part}_seconds_a_step"] for part in ("data", "report", "save", "loop"))
     assert figures["tokens_per_second"] == pytest.approx(8 * 32 / (figures["step_seconds"] + beside))
     assert figures["share_outside_steps"] == pytest.approx(beside / (figures["step_seconds"] + beside))
-    assert 0 < figures["data_seconds_a_step"] < 1 and 0 < figures["report_seconds"] < 1 and 0 < figures["save_seconds"]
+    assert 0 < figures["data_seconds_a_step"] < 1 and 0 < figures["report_seconds"] < 1 and figures["save_seconds"] > 0
     assert figures["reading_tokens_per_second"] > 8 * 32 / figures["step_seconds"]  # nothing but reading is done
     assert 0 <= figures["padding_share"] < 0.5
     assert figures["utilisation"] == pytest.approx(

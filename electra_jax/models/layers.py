@@ -81,7 +81,17 @@ def _linear_backward(axes, saved, gradient):
     x, gradient, kernel = _of_batch(x, axes[0]), _of_batch(gradient, axes[1]), constrain(kernel, *axes)
     rows = gradient.reshape(-1, gradient.shape[-1])
     d_kernel = jnp.dot(_transpose(x.reshape(-1, x.shape[-1])), rows, preferred_element_type=jnp.float32)
-    return _of_batch(gradient @ kernel.T, axes[0]), Weight(d_kernel, None), rows.astype(jnp.float32).sum(0)
+    return _of_batch(gradient @ kernel.T, axes[0]), Weight(d_kernel, None), _sum_of_rows(rows)
+
+
+def _sum_of_rows(x: jax.Array) -> jax.Array:
+    """`[N, D]` -> `[D]` float32. On accelerators as a product, several times as fast as their vector units add."""
+
+    def product(x):
+        ones = jnp.ones((8, x.shape[0]), x.dtype)  # a single row would be made a sum again
+        return jnp.dot(ones, x, preferred_element_type=jnp.float32)[0]
+
+    return jax.lax.platform_dependent(x, cpu=lambda x: x.astype(jnp.float32).sum(0), default=product)
 
 
 def _transpose(x: jax.Array) -> jax.Array:

@@ -40,11 +40,28 @@ def sample(
         logits = logits / temperature
     if disallowed is not None:
         logits = jnp.where(jnp.arange(logits.shape[-1]) == disallowed[..., None], -1e9, logits)
-    blocks = logits.reshape(*logits.shape[:-1], -1, VOCAB_BLOCK)
-    blocks = blocks - logits.max(-1)[..., None, None]
-    block = _invert(jnp.exp(blocks).sum(-1), draws[..., 0])  # [...]
-    within = jnp.exp(jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :])  # [..., VOCAB_BLOCK]
+    highest = logits.max(-1, keepdims=True)
+    block = _invert(_block_sums(jnp.exp(logits - highest)), draws[..., 0])  # [...]
+    places = block[..., None] * VOCAB_BLOCK + jnp.arange(VOCAB_BLOCK)
+    within = jnp.exp(jnp.take_along_axis(logits, places, axis=-1) - highest)  # [..., VOCAB_BLOCK]
     return block * VOCAB_BLOCK + _invert(within, draws[..., 1])
+
+
+def _block_sums(x: jax.Array) -> jax.Array:
+    """`[..., Vp]` -> `[..., Vp / VOCAB_BLOCK]`.
+
+    On accelerators as a product: a TPU would copy all of `x`, twice, to have blocks as an axis.
+    """
+    size = x.shape[-1]
+
+    def reshaped(x):
+        return x.reshape(*x.shape[:-1], -1, VOCAB_BLOCK).sum(-1)
+
+    def product(x):
+        membership = jnp.arange(size)[:, None] // VOCAB_BLOCK == jnp.arange(size // VOCAB_BLOCK)
+        return jnp.dot(x, membership.astype(x.dtype), precision=jax.lax.Precision.HIGHEST)
+
+    return jax.lax.platform_dependent(x, cpu=reshaped, default=product)
 
 
 def _invert(weights: jax.Array, draw: jax.Array) -> jax.Array:
