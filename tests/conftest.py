@@ -54,6 +54,12 @@ SMALL = {
 }
 
 
+@pytest.fixture
+def as_on_accelerators(monkeypatch):
+    """Code that differs by platform takes the way of TPUs and GPUs, on this CPU."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+
+
 def small_config(**sections) -> config_lib.Config:
     """The test configuration with some fields of some sections changed."""
     values = {name: dict(section) for name, section in SMALL.items()}

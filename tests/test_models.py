@@ -12,8 +12,8 @@ from flax import nnx
 
 from electra_jax.config import ModelConfig
 from electra_jax.models.attention import attention
-from electra_jax.models.electra import Architecture
-from electra_jax.models.layers import Weight, gelu, linear
+from electra_jax.models.electra import Architecture, by_name
+from electra_jax.models.layers import LayerNorm, Weight, gelu, linear
 from electra_jax.models.noise import Noise, dropout
 from electra_jax.objectives.layout import TokenIds, read_layout
 
@@ -165,6 +165,48 @@ def test_what_is_computed_again(params):
     assert 0 < counts["dots"] - counts["none"] <= layers
     # Queries, keys, values, scores, mix, output, and both of the feed-forward.
     assert 8 <= counts["full"] - counts["none"] <= 8 * layers
+
+
+def gradient(architecture, params, seed=5):
+    noise = Noise(jax.random.bits(jax.random.key(seed), (2, 2)))
+
+    def total(params):  # of both towers' outputs
+        return sum(jnp.square(x).sum() for x in run(params, PACKED, architecture, noise)[1:])
+
+    return jax.jit(jax.grad(total))(params)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_the_way_of_accelerators_gives_the_same_gradients(params, request, dtype, tolerance):
+    architecture = Architecture(dataclasses.replace(CONFIG, dtype=dtype), VOCAB)
+    on_cpu = by_name(gradient(architecture, params))
+    request.getfixturevalue("as_on_accelerators")
+    elsewhere, others = by_name(gradient(architecture, params)), by_name(gradient(architecture, params, seed=6))
+    for name, leaf in on_cpu.items():
+        if "key/bias" not in name:  # nothing but rounding: softmax does not see it
+            assert np.abs(elsewhere[name] - leaf).max() < tolerance * np.abs(leaf).max(), name
+    assert any(np.abs(others[name] - leaf).max() > tolerance * np.abs(leaf).max() for name, leaf in on_cpu.items())
+
+
+def test_layers_written_out_or_in_a_loop_are_the_same(params):
+    loop, written = (
+        by_name(gradient(Architecture(dataclasses.replace(CONFIG, unroll=unroll), VOCAB), params))
+        for unroll in ("none", "all")
+    )
+    for name, leaf in loop.items():
+        if "key/bias" not in name:
+            np.testing.assert_allclose(written[name], leaf, atol=1e-4 * np.abs(leaf).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_layer_norm_against_float64(mean):
+    x = np.random.default_rng(0).normal(mean, 1.0, (64, 256)).astype(np.float32)
+    with nnx.use_eager_sharding(False):
+        norm = LayerNorm(256, 1e-12, "embed", rngs=nnx.Rngs(0))
+    exact = x.astype(np.float64) - x.astype(np.float64).mean(-1, keepdims=True)
+    exact /= exact.std(-1, keepdims=True)
+    np.testing.assert_allclose(norm(jnp.asarray(x)), exact, atol=2e-3 if mean else 2e-6)
+    assert np.isfinite(norm(jnp.full((1, 256), 7.3))).all()  # no variance, and none below zero by rounding
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])

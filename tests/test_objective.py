@@ -167,6 +167,16 @@ def test_samples_have_the_generators_distribution(temperature):
         assert stats.chisquare(observed[wanted > 0], wanted[wanted > 0]).pvalue > 1e-3
 
 
+def test_samples_on_accelerators_are_those_of_the_cpu(request):
+    rng = np.random.default_rng(1)
+    logits, draws = rng.normal(0, 3, (5000, 640)).astype(np.float32), rng.random((5000, 2)).astype(np.float32)
+    on_cpu = np.asarray(jax.jit(sampling.sample)(logits, draws))
+    request.getfixturevalue("as_on_accelerators")
+    elsewhere = np.asarray(jax.jit(lambda *x: sampling.sample(*x))(logits, draws))
+    assert (on_cpu == elsewhere).mean() > 0.999  # but for draws that fall on an edge, to rounding
+    assert (on_cpu == np.asarray(sampling.sample(logits, draws[::-1]))).mean() < 0.5
+
+
 def test_extreme_draws_stay_within_the_distribution():
     logits = np.full((1, 1, 384), -1e9, np.float32)
     logits[0, 0, [3, 140]] = (0.0, -3.0)
