@@ -179,7 +179,8 @@ def analyse(compiled: Compiled, slices: Topology) -> dict[str, Any]:
         "batch_per_chip": config.train.batch_size / slices.chips,
         "max_seq_length": config.data.max_seq_length,
         "gradient_accumulation_steps": config.train.gradient_accumulation_steps,
-        "remat": config.model.remat,
+        "unroll": compiled.setup.unroll,
+        "remat": compiled.setup.remat,
         "hbm_bytes": _memory(compiled, slices),
         "model_flops": flops,
         "collectives": {kind: c._asdict() for kind, c in cost.collectives.items()},
@@ -277,7 +278,7 @@ def _overrun(message: str, config: Config, slices: Topology) -> str:
     )
     helps = []
     if config.model.remat != "full":
-        helps.append("--config.model.remat=" + ("dots or full" if config.model.remat == "none" else "full"))
+        helps.append("--config.model.remat=full")
     helps.append(f"--config.train.gradient_accumulation_steps={2 * config.train.gradient_accumulation_steps}")
     if config.mesh.fsdp == 1 and slices.chips > 1:
         helps.append("--config.mesh.fsdp=-1 --config.mesh.data=1")

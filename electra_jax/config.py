@@ -126,13 +126,13 @@ class ModelConfig:
     initializer_range: float = setting(0.02, "standard deviation of the truncated normal", REFUSE)
     layer_norm_eps: float = setting(1e-12, "added to the variance in LayerNorm", REFUSE)
     dtype: Literal["float32", "bfloat16"] = setting("float32", "of the computation; parameters are float32", WARN)
-    remat: Literal["none", "dots", "full"] = setting(
-        "dots", "what the backward pass computes again of a layer: nothing, all but products and attention, all", FREE
+    remat: Literal["auto", "none", "dots", "full"] = setting(
+        "auto", "what the backward pass computes again of a layer; `dots`: all but products; `auto`: by unroll", FREE
     )
     attention: Literal["auto", "reference", "pallas", "cudnn"] = setting(
         "auto", "how attention is computed; `auto`: our kernel on TPUs, cuDNN where it can (bfloat16, no dropout)", FREE
     )
-    unroll: Literal["auto", "all", "none"] = setting("auto", "layers written out; `auto`: up to 4, on TPUs 12", FREE)
+    unroll: Literal["auto", "all", "none"] = setting("auto", "layers written out (remat none) or a loop (dots)", FREE)
 
     @property
     def discriminator(self) -> EncoderConfig:

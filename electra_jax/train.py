@@ -231,7 +231,12 @@ def _resolved(setup: Setup, prepared: build.Prepared, inputs: Inputs) -> dict[st
             "per_device": batch / (setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]),
             "accumulation": config.train.gradient_accumulation_steps,
         },
-        "compute": {"dtype": config.model.dtype, "attention": setup.attention, "remat": config.model.remat},
+        "compute": {
+            "dtype": config.model.dtype,
+            "attention": setup.attention,
+            "unroll": setup.unroll,
+            "remat": setup.remat,
+        },
         "parameters": setup.parameter_count(),
         "model_flops": step_flops(config, prepared.tokenizer.vocab_size),  # of the last phase
         "peak_flops": {"per_device": peak, "source": peak_source},

@@ -21,7 +21,7 @@ BAD = [
     ("objective.mask_prob", "1.0", ["objective.mask_prob=1.0", "above 0 and below 1"]),
     ("objective.mask_token_prob", "1.5", ["objective.mask_token_prob=1.5"]),
     ("model.dtype", "float8", ["model.dtype='float8'", "float32, bfloat16"]),
-    ("model.remat", "some", ["model.remat='some'", "none, dots, full"]),
+    ("model.remat", "some", ["model.remat='some'", "auto, none, dots, full"]),
     ("model.hidden_size", "256.5", ["model.hidden_size='256.5'", "int"]),
     ("model.hidden_sizes", "256", ["model.hidden_sizes does not exist", "model.hidden_size?"]),
     ("modell.hidden_size", "256", ["modell.hidden_size does not exist", "did you mean config.model"]),

@@ -16,6 +16,7 @@ from electra_jax.models.electra import Architecture, by_name
 from electra_jax.models.layers import LayerNorm, Weight, gelu, linear
 from electra_jax.models.noise import Noise, dropout
 from electra_jax.objectives.layout import TokenIds, read_layout
+from electra_jax.training.setup import choose_layers
 
 VOCAB = 90
 CONFIG = ModelConfig(
@@ -320,3 +321,19 @@ def test_gradients_of_parameters_are_not_rounded_to_bfloat16():
     expected = np.broadcast_to(np.asarray(x, np.float64).sum(0)[:, None], (8, 8))
     np.testing.assert_allclose(d_kernel, expected, rtol=1e-5, atol=1e-3)
     np.testing.assert_array_equal(d_bias, 4096)  # bfloat16 counts in steps of 16 from 2048 on
+
+
+def test_how_layers_are_laid_out_where_nobody_says():
+    @dataclasses.dataclass
+    class Device:
+        platform: str
+
+    def chosen(platform, **model):
+        return choose_layers(dataclasses.replace(CONFIG, **model), Device(platform))
+
+    assert chosen("cpu", num_hidden_layers=4) == ("all", "none")
+    assert chosen("cpu", num_hidden_layers=12) == chosen("gpu", num_hidden_layers=12) == ("none", "dots")
+    assert chosen("tpu", num_hidden_layers=12) == ("all", "none")
+    assert chosen("tpu", num_hidden_layers=24) == ("none", "dots")
+    assert chosen("tpu", num_hidden_layers=12, unroll="none") == ("none", "dots")
+    assert chosen("tpu", num_hidden_layers=12, unroll="none", remat="full") == ("none", "full")

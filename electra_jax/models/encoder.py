@@ -77,7 +77,7 @@ class Encoder(nnx.Module):
 def _rematerialised(layer: Callable, remat: str, prevent_cse: bool) -> Callable:
     # Inside a loop the barrier against common subexpressions is not needed, and costs fusions.
     match remat:
-        case "none":
+        case "none" | "auto":  # as it is where nobody decides: without a `training.setup.Setup`
             return layer
         case "dots":
             keep = jax.checkpoint_policies.save_only_these_names(KEPT)

@@ -54,15 +54,16 @@ def choose_attention(config: Config, device: jax.Device, tensor: int = 1) -> str
     return _choose_cudnn(model, towers, device)
 
 
-def choose_unroll(model: ModelConfig, device: jax.Device) -> str:
-    """What `model.unroll` comes to on `device`: `all` or `none`.
+def choose_layers(model: ModelConfig, device: jax.Device) -> tuple[str, str]:
+    """What `model.unroll` and `model.remat` come to on `device`: (`all` or `none`, `none`, `dots` or `full`).
 
     A loop has to stack what each layer leaves for the backward pass, and on a TPU to copy it out again for the attention
-    kernel: a tenth of a step and more. Layers that are written out take longer to compile, minutes for a TPU.
+    kernel: a tenth of a step and more. The less is left the better, there. Layers that are written out take longer to compile,
+    minutes for a TPU; the compiler then sees itself what is cheap to compute again, and needs less memory than by `dots`.
     """
-    if model.unroll != "auto":
-        return model.unroll
-    return "all" if model.num_hidden_layers <= (12 if device.platform == "tpu" else 4) else "none"
+    few = 12 if device.platform == "tpu" else 4
+    unroll = model.unroll if model.unroll != "auto" else ("all" if model.num_hidden_layers <= few else "none")
+    return unroll, model.remat if model.remat != "auto" else ("none" if unroll == "all" else "dots")
 
 
 def _choose_pallas(config: Config, towers: list[EncoderConfig], device: jax.Device, tensor: int) -> str:
@@ -124,7 +125,7 @@ class Setup:
 
     Attributes:
       config, mesh, architecture, ids: as made.
-      attention, unroll: what `model.attention=auto` and `model.unroll=auto` come to.
+      attention, unroll, remat: what these settings of the model come to where they are `auto`.
       evaluation_batch_size: what `evaluation.batch_size` is rounded up to, for the devices to share it evenly.
       abstract: the train state as shapes with shardings.
     """
@@ -134,8 +135,8 @@ class Setup:
         self.mesh = mesh or mesh_of(config)
         device = self.mesh.devices.flat[0]
         self.attention = choose_attention(config, device, self.mesh.shape["tensor"])
-        self.unroll = choose_unroll(config.model, device)
-        model = dataclasses.replace(config.model, attention=self.attention, unroll=self.unroll)
+        self.unroll, self.remat = choose_layers(config.model, device)
+        model = dataclasses.replace(config.model, attention=self.attention, unroll=self.unroll, remat=self.remat)
         self.architecture = Architecture(model, vocab_size)
         parts = partitioning.batch_parts(self.mesh)
         self.evaluation_batch_size = -(-config.evaluation.batch_size // parts) * parts
