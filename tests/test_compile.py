@@ -74,6 +74,18 @@ def test_a_slice_with_parameters_spread_over_it(place):
     assert figures["step_seconds_overlapped"] == max(figures["compute_seconds"], figures["communication_seconds"])
 
 
+def test_gradients_of_parts_of_a_batch_are_added_up_over_the_devices_once(place):
+    sent = {}
+    for parts in (1, 4):
+        accumulation = f"--config.train.gradient_accumulation_steps={parts}"
+        done = compile_for(place, "v5e:2x2", f"--json=parts{parts}.json", accumulation)
+        assert done.returncode == 0, done.stdout + done.stderr
+        sent[parts] = json.loads((place / f"parts{parts}.json").read_text())["collectives"]["all-reduce"]["bytes"]
+    table = 4 * 512 * 16  # the word embeddings', which the compiler adds up for each part all the same
+    assert sizes() <= sent[1] < 1.5 * sizes()
+    assert sent[4] < 1.5 * sizes() + 2 * 4 * table < 4 * sizes()
+
+
 def test_two_slices_and_chips_of_two_devices(place):
     done = compile_for(place, "v5e:2x2*2", "--json=two.json")
     assert done.returncode == 0, done.stdout + done.stderr

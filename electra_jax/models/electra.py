@@ -22,6 +22,24 @@ def by_name(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
 
 
+def by_layer(params: Params) -> Params:
+    """The tree with each stacked parameter, under `layers`, as a tuple of its layers'."""
+
+    def split(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array | tuple[jax.Array, ...]:
+        return tuple(leaf) if any(key.key == "layers" for key in path) else leaf
+
+    return jax.tree_util.tree_map_with_path(split, params)
+
+
+def stacked(params: Params) -> Params:
+    """The inverse of `by_layer`."""
+    return jax.tree.map(
+        lambda leaf: jnp.stack(leaf) if isinstance(leaf, tuple) else leaf,
+        params,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
 class Text(NamedTuple):
     """What the towers read, `[B, L]` int32 each."""
 
@@ -73,12 +91,13 @@ class Architecture:
 
     Attributes:
       vocab_size: rows of the word embeddings.
+      is_unrolled: whether layers are written out, not a loop.
       shapes: the parameter tree, `{"shared", "generator", "discriminator"}`, as `jax.ShapeDtypeStruct`.
       axes: the same tree, with the logical axis names of each parameter.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int):
-        self._config, self.vocab_size = config, vocab_size
+        self._config, self.vocab_size, self.is_unrolled = config, vocab_size, config.unroll == "all"
         self._dtype = jnp.dtype(config.dtype)
         # Laying out is the step's business, by the axis names; Flax would otherwise want a mesh right here.
         with nnx.use_eager_sharding(False):

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from electra_jax.config import Config
-from electra_jax.models.electra import Architecture, Params, by_name
+from electra_jax.models.electra import Architecture, Params, by_layer, by_name, stacked
 from electra_jax.objectives import masking
 from electra_jax.objectives.layout import Batch, TokenIds, read_layout
 from electra_jax.objectives.losses import Mean
@@ -138,7 +138,11 @@ def loss_and_gradients(
     optimizer, replicas = config.optimizer, config.train.replicas
     clips, own_means = optimizer.clipping == "per_replica", config.objective.loss_mean == "per_replica"
     # Divided by the weight of the whole batch, so that the parts' gradients simply add up.
-    cast = architecture.cast(params)
+    cast, accumulation = architecture.cast(params), config.train.gradient_accumulation_steps
+    # XLA adds the devices' gradients up once, after the loop over parts, where it sees them added to what there is and no more:
+    # not where the layers' are put together first.
+    if accumulation > 1 and architecture.is_unrolled:
+        params = by_layer(params)
     whole = {name: jnp.maximum(weight, 1) / replicas for name, weight in denominators(example).items()}
 
     def replica(example: Example) -> tuple[jax.Array, Params, Terms]:
@@ -146,7 +150,7 @@ def loss_and_gradients(
         part = functools.partial(
             _part_gradients, params=params, cast=cast, divisors=divisors, config=config, architecture=architecture
         )
-        loss, gradients, terms = _sum_over_parts(part, example, config.train.gradient_accumulation_steps)
+        loss, gradients, terms = _sum_over_parts(part, example, accumulation)
         if clips:
             gradients, _ = optax.clip_by_global_norm(optimizer.clip_norm).update(gradients, optax.EmptyState())
         return loss, gradients, terms
@@ -155,7 +159,7 @@ def loss_and_gradients(
     if replicas > 1:
         loss = loss / replicas
         gradients = gradients if clips else jax.tree.map(lambda g: g / replicas, gradients)
-    return loss, gradients, terms
+    return loss, stacked(gradients), terms
 
 
 def _part_gradients(
@@ -169,7 +173,7 @@ def _part_gradients(
     weights = loss_weights(config.objective)
 
     def total(params: Params) -> tuple[jax.Array, Terms]:
-        terms = objective(architecture.merge(params, cast), example, config)
+        terms = objective(architecture.merge(stacked(params), cast), example, config)
         return sum(weights[name] * loss.total / divisors[name] for name, loss in terms.losses.items()), terms
 
     (loss, terms), gradients = jax.value_and_grad(total, has_aux=True)(params)
