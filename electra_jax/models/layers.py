@@ -14,7 +14,7 @@ from jax.nn import initializers
 
 from electra_jax.config import ModelConfig
 from electra_jax.models.noise import Noise, dropout
-from electra_jax.models.sharding import constrain
+from electra_jax.models.sharding import constrain, is_spread
 
 
 def parameter(
@@ -106,6 +106,8 @@ def _transpose(x: jax.Array) -> jax.Array:
 
 
 def _transposed_in_memory(x: jax.Array) -> jax.Array:
+    if is_spread():  # XLA cannot split a constraint on the layout, and would put `x` together on every device
+        return jax.lax.optimization_barrier(x.T)
     return with_layout_constraint(jax.lax.optimization_barrier(x).T, Layout((0, 1)))
 
 

@@ -19,6 +19,11 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, _spec(x.shape, axes, rules)) if rules else x
 
 
+def is_spread() -> bool:
+    """Whether what is traced is for a mesh of several devices."""
+    return bool(spmd.get_logical_axis_rules())
+
+
 def on_each_device(
     function: Callable[..., jax.Array], inputs: Sequence[tuple[jax.Array, tuple[str | None, ...]]]
 ) -> jax.Array:
