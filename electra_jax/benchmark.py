@@ -78,7 +78,7 @@ def benchmark(config: Config, steps: int) -> dict[str, Any]:
     step = statistics.median(seconds)
     peak_memory, memory_source = _peak_memory()
     reading, padding = _read(config, setup, inputs)
-    size, length, _ = config.phases[-1]
+    length, size, _ = config.phases[-1]
     flops = step_flops(config, setup.architecture.vocab_size)
     peak = measured_peak(config.model.dtype) * setup.mesh.size
     published = (published_peak(jax.devices()[0].device_kind) or 0) * setup.mesh.size
@@ -88,8 +88,8 @@ def benchmark(config: Config, steps: int) -> dict[str, Any]:
         "step_seconds_min": seconds[0],
         "step_seconds_max": seconds[-1],
         "tokens_per_second": length * size / (step + sum(beside.values())),
-        "batch_size": config.phases[-1].batch_size,
-        "max_seq_length": config.phases[-1].length,
+        "batch_size": size,
+        "max_seq_length": length,
         "padding_share": padding,
         "dtype": config.model.dtype,
         "attention": setup.attention,
@@ -192,9 +192,8 @@ def _read(config: Config, setup: Setup, inputs: Inputs) -> tuple[float, float]:
         last = next(batches).block_until_ready()
         seconds = time.perf_counter() - begin
         if seconds > _READING_SECONDS:
-            return count * last.size / seconds, float(
-                ((first == setup.ids.pad).mean() + (last == setup.ids.pad).mean()) / 2
-            )
+            padding = ((first == setup.ids.pad).mean() + (last == setup.ids.pad).mean()) / 2
+            return count * last.size / seconds, float(padding)
     raise AssertionError("batches have no end")
 
 

@@ -42,9 +42,8 @@ def published_peak(kind: str) -> float | None:
 
 def measured_peak(dtype: str, repeats: int = 8) -> float:
     """FLOP/s of the best of a few square matrix products on the default device."""
-    size, chained = (
-        (1024, 1) if jax.default_backend() == "cpu" else (8192, 16)
-    )  # starting a program takes its time, too
+    # Starting a program takes its time, too: accelerators get more to do at once.
+    size, chained = (1024, 1) if jax.default_backend() == "cpu" else (8192, 16)
     x = jnp.full((size, size), 1 / size, dtype)
     product = jax.jit(lambda x, y: jax.lax.fori_loop(0, chained, lambda _, y: x @ y, y))
     product(x, x).block_until_ready()
