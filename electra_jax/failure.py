@@ -32,7 +32,7 @@ def explain_failure(setup: Setup, state: TrainState, start: loop.Position, input
     while position.step < step:
         position = position.next(setup.config)
     batch = next(inputs.training(position))
-    diagnose = make_diagnosis(setup.config, setup.architecture, setup.ids, setup.mesh)
+    diagnose = make_diagnosis(setup.config, setup.architecture, setup.objective, setup.mesh)
     found = jax.device_get(diagnose(state.params, step, batch))
     scalars = {
         name: {key: float(value) if math.isfinite(value) else str(value) for key, value in found.pop(name).items()}

@@ -233,9 +233,9 @@ def _resolved(setup: Setup, prepared: build.Prepared, inputs: Inputs) -> dict[st
         },
         "compute": {
             "dtype": config.model.dtype,
-            "attention": setup.attention,
-            "unroll": setup.unroll,
-            "remat": setup.remat,
+            "attention": setup.model.attention,
+            "unroll": setup.model.unroll,
+            "remat": setup.model.remat,
         },
         "parameters": setup.parameter_count(),
         "model_flops": step_flops(config, prepared.tokenizer.vocab_size),  # of the last phase

@@ -20,7 +20,7 @@ from electra_jax.objectives.losses import AUC_BINS
 from electra_jax.reporting.metrics import figures
 from electra_jax.training import partitioning
 from electra_jax.training.setup import Setup
-from electra_jax.training.step import corrupt, loss_and_gradients
+from electra_jax.training.step import example_of, loss_and_gradients
 
 GOLDEN = ROOT / "tests" / "golden_shardings.txt"
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
@@ -45,8 +45,8 @@ def gradients_of(config, prepared):
 
     def compute(params, ids):
         with partitioning.activation_rules(setup.mesh):
-            example = corrupt(jnp.int32(0), ids, config, setup.ids)
-            loss, gradients, terms = loss_and_gradients(params, example, config, setup.architecture)
+            example = example_of(jnp.int32(0), ids, config, setup.objective)
+            loss, gradients, terms = loss_and_gradients(params, example, config, setup.architecture, setup.objective)
             return loss, gradients, terms.sampled_ids
 
     params = setup.init().params

@@ -18,7 +18,7 @@ from electra_jax.models.noise import Noise
 from electra_jax.models.pallas_attention import fits
 from electra_jax.training import partitioning
 from electra_jax.training.setup import choose_attention
-from electra_jax.training.step import corrupt, loss_and_gradients
+from electra_jax.training.step import example_of, loss_and_gradients
 
 TPU = SimpleNamespace(platform="tpu", device_kind="a TPU")
 # Two heads side by side, one narrower than the registers, one as wide, one wider; several blocks of queries.
@@ -82,15 +82,15 @@ def gradients(prepared_for, mesh, implementation):
     values = {"model": {**MODEL, "attention": implementation}, "data": {"max_seq_length": 128}, "mesh": sizes}
     config = small_config(**values)
     setup = make_setup(config, prepared, int(np.prod(mesh)))
-    assert setup.attention == implementation
+    assert setup.model.attention == implementation
     ids = np.random.default_rng(0).integers(5, prepared.tokenizer.vocab_size, (4, 128)).astype(np.int32)
     ids[:, [0, 50]], ids[:, [49, 120]], ids[:, 121:] = prepared.tokenizer.special.cls, prepared.tokenizer.special.sep, 0
     (ids,) = setup.place([ids], 4)
 
     def compute(params, ids):
         with partitioning.activation_rules(setup.mesh):
-            example = corrupt(jnp.int32(0), ids, config, setup.ids)
-            return loss_and_gradients(params, example, config, setup.architecture)[:2]
+            example = example_of(jnp.int32(0), ids, config, setup.objective)
+            return loss_and_gradients(params, example, config, setup.architecture, setup.objective)[:2]
 
     return jax.device_get(jax.jit(compute)(setup.init().params, ids))
 

@@ -18,6 +18,7 @@ from electra_jax.interop import huggingface
 from electra_jax.models.electra import Architecture
 from electra_jax.objectives import losses, masking, sampling
 from electra_jax.objectives.layout import TokenIds, read_layout
+from electra_jax.objectives.objective import Pretraining
 from electra_jax.objectives.replaced_tokens import replaced_token_detection
 from electra_jax.objectives.terms import Example, Randomness, randomness
 from electra_jax.reporting.metrics import area_under_roc
@@ -250,6 +251,7 @@ def test_eight_updates_equal_an_independent_implementation(config, tmp_path):
                 Example(batch, masking.Masked(*map(jnp.asarray, given[:3])), Randomness(), jnp.asarray(given[3])),
                 config,
                 Architecture(config.model, VOCAB),
+                Pretraining(config, IDS),
             )
             if config.optimizer.clipping == "global":
                 norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(ours)))

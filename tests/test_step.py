@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from electra_jax.data import pipeline
 from electra_jax.reporting.metrics import figures
 from electra_jax.training.optimizer import is_decayed, learning_rate, make_optimizer
-from electra_jax.training.step import corrupt
+from electra_jax.training.step import example_of
 
 GOLDEN = ROOT / "tests" / "golden_metrics.json"
 
@@ -91,7 +91,7 @@ def test_masks_follow_the_step(prepared):
     config = small_config()
     setup = make_setup(config, prepared)
     (ids,) = batches(prepared, config, 1)
-    drawn = [corrupt(jnp.int32(step), jnp.asarray(ids), config, setup.ids) for step in (3, 3, 4)]
+    drawn = [example_of(jnp.int32(step), jnp.asarray(ids), config, setup.objective) for step in (3, 3, 4)]
     positions = [np.asarray(example.masked.positions) for example in drawn]
     np.testing.assert_array_equal(positions[0], positions[1])
     assert not np.array_equal(positions[0], positions[2])

@@ -1,5 +1,6 @@
 """Both towers over one set of embeddings, and the way between the module and its parameter tree."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -65,7 +66,7 @@ class Electra(nnx.Module):
         """Masked-LM logits at `positions`, `[B, M] -> [B, M, Vp]` float32 (see `Generator.logits`)."""
         embeddings = self.generator.embeddings or self.shared
         encoder = self.generator.encoder or self.discriminator.encoder
-        hidden = _encode(embeddings, encoder, text, noise)
+        hidden = encode(embeddings, encoder, text, noise)
         return self.generator.logits(hidden, positions, embeddings.word_table())
 
     def discriminator_logits(self, text: Text, noise: Noise | None = None) -> jax.Array:
@@ -74,10 +75,11 @@ class Electra(nnx.Module):
 
     def discriminator_hidden(self, text: Text, noise: Noise | None = None) -> jax.Array:
         """Hidden states of the last layer, `[B, L, D]`."""
-        return _encode(self.shared, self.discriminator.encoder, text, noise)
+        return encode(self.shared, self.discriminator.encoder, text, noise)
 
 
-def _encode(embeddings: Embeddings, encoder: Encoder, text: Text, noise: Noise | None) -> jax.Array:
+def encode(embeddings: Embeddings, encoder: Encoder, text: Text, noise: Noise | None) -> jax.Array:
+    """Hidden states of the last layer, `[B, L, D]`."""
     embedded = embeddings(text.input_ids, text.position_ids, text.token_type_ids, noise and noise.at(_EMBEDDINGS))
     return encoder(embedded, text.segment_ids, noise)
 
@@ -87,7 +89,7 @@ _EMBEDDINGS = 2**20
 
 
 class Architecture:
-    """The static part of the model: what makes an `Electra` of a parameter tree.
+    """The static part of a model: what makes an `Electra`, or another module over its parts, of a parameter tree.
 
     Attributes:
       vocab_size: rows of the word embeddings.
@@ -96,8 +98,10 @@ class Architecture:
       axes: the same tree, with the logical axis names of each parameter.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int):
+    def __init__(self, config: ModelConfig, vocab_size: int, module: Callable[..., nnx.Module] = Electra):
+        """`module(config, vocab_size, rngs=...)` makes the module."""
         self._config, self.vocab_size, self.is_unrolled = config, vocab_size, config.unroll == "all"
+        self._module = module
         self._dtype = jnp.dtype(config.dtype)
         # Laying out is the step's business, by the axis names; Flax would otherwise want a mesh right here.
         with nnx.use_eager_sharding(False):
@@ -119,7 +123,7 @@ class Architecture:
 
         return jax.tree_util.tree_map_with_path(weight, params)
 
-    def merge(self, params: Params, cast: Params | None = None) -> Electra:
+    def merge(self, params: Params, cast: Params | None = None) -> Any:
         """The model with these parameters, for use inside a pure function; `cast` is of the same, if it is there."""
 
         def variable(abstract, value, read):
@@ -129,8 +133,8 @@ class Architecture:
         state = jax.tree.map(variable, self._state, nnx.State(params), nnx.State(cast), is_leaf=_is_variable)
         return nnx.merge(self._graph, state)
 
-    def _new(self, key: jax.Array) -> Electra:
-        return Electra(self._config, self.vocab_size, rngs=nnx.Rngs(params=key))
+    def _new(self, key: jax.Array) -> nnx.Module:
+        return self._module(self._config, self.vocab_size, rngs=nnx.Rngs(params=key))
 
 
 def _is_variable(x: Any) -> bool:

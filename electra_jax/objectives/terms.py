@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from electra_jax.config import ObjectiveConfig
 from electra_jax.models.noise import Noise
 from electra_jax.objectives.layout import Batch
 from electra_jax.objectives.losses import Mean
@@ -52,14 +51,3 @@ def randomness(key: jax.Array, index: jax.Array, dropout: bool) -> Randomness:
         return Noise(jax.vmap(lambda k: jax.random.bits(k, (2,)))(keys[:, which]))
 
     return Randomness(keys[:, 0], keys[:, 1], noise(2) if dropout else None, noise(3) if dropout else None)
-
-
-def loss_weights(config: ObjectiveConfig) -> dict[str, float]:
-    """What each loss counts for in the total (equation 1 of the paper)."""
-    return {"masked_lm_loss": config.gen_weight, "disc_loss": config.disc_weight}
-
-
-def denominators(example: Example) -> dict[str, jax.Array]:
-    """The weight of each loss over all of `example`, known before any of it is computed."""
-    real = example.batch.is_real.sum().astype(jnp.float32)
-    return {"masked_lm_loss": example.masked.weights.sum(), "disc_loss": real}

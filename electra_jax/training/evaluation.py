@@ -6,11 +6,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from electra_jax.config import Config
 from electra_jax.models.electra import Architecture, Params
 from electra_jax.objectives import masking
-from electra_jax.objectives.layout import TokenIds, read_layout
-from electra_jax.objectives.objective import objective
+from electra_jax.objectives.layout import read_layout
+from electra_jax.objectives.objective import Pretraining
 from electra_jax.objectives.terms import Example, randomness
 from electra_jax.reporting import metrics as metrics_lib
 from electra_jax.training.partitioning import BATCH, activation_rules, compiler_options, replicated
@@ -20,7 +19,7 @@ EvalStep = Callable[[Params, jax.Array, jax.Array], dict[str, Any]]
 
 
 def evaluation_step(
-    params: Params, input_ids: jax.Array, record: jax.Array, config: Config, architecture: Architecture, ids: TokenIds
+    params: Params, input_ids: jax.Array, record: jax.Array, architecture: Architecture, objective: Pretraining
 ) -> dict[str, Any]:
     """Sums over one batch; masks and samples depend on (seed, record) alone, whatever batch it is in.
 
@@ -28,17 +27,18 @@ def evaluation_step(
       params: parameter tree.
       input_ids: `[B, L]`.
       record: `[B]`, the index of each record in the split.
-      config, architecture, ids: static.
+      architecture, objective: static.
     """
+    config, ids = objective.config, objective.ids
     batch = read_layout(input_ids, record, ids)
     draws = randomness(stream(config.seed, EVALUATION_STREAM), record, dropout=False)
     example = Example(batch, masking.choose(draws.masking, batch, ids, config.objective), draws)
-    terms = objective(architecture.merge(params), example, config)
+    terms = objective.terms(architecture.merge(params), example)
     return {"means": {**terms.losses, **terms.metrics}, "histogram": terms.histogram}
 
 
 def make_evaluation_step(
-    config: Config, architecture: Architecture, ids: TokenIds, mesh: Mesh, params: Params
+    architecture: Architecture, objective: Pretraining, mesh: Mesh, params: Params
 ) -> EvalStep:
     """`evaluation_step`, jitted for `mesh`; `params` is the tree as shapes with shardings."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
@@ -46,7 +46,7 @@ def make_evaluation_step(
 
     def step(params: Params, input_ids: jax.Array, record: jax.Array) -> dict[str, Any]:
         with activation_rules(mesh):
-            return evaluation_step(params, input_ids, record, config, architecture, ids)
+            return evaluation_step(params, input_ids, record, architecture, objective)
 
     return jax.jit(
         step,

@@ -8,14 +8,16 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from electra_jax.config import Config, EncoderConfig, ModelConfig
 from electra_jax.errors import UserError
 from electra_jax.models import pallas_attention
 from electra_jax.models.attention import fused_attention
-from electra_jax.models.electra import Architecture, Params
+from electra_jax.models.electra import Architecture, Electra, Params
 from electra_jax.objectives.layout import TokenIds
+from electra_jax.objectives.objective import Objective, Pretraining
 from electra_jax.training import partitioning
 from electra_jax.training.evaluation import EvalStep, evaluate, make_evaluation_step
 from electra_jax.training.state import TrainState, abstract_state, init_state
@@ -37,6 +39,14 @@ def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh
     for phase in config.phases:
         partitioning.check_batch(phase.batch_size, mesh, config.train.gradient_accumulation_steps)
     return mesh
+
+
+def resolve(config: Config, mesh: Mesh) -> ModelConfig:
+    """`config.model` with `auto` decided for `mesh`; raises `UserError` for what cannot be had there."""
+    device = mesh.devices.flat[0]
+    unroll, remat = choose_layers(config.model, device)
+    attention = choose_attention(config, device, mesh.shape["tensor"])
+    return dataclasses.replace(config.model, attention=attention, unroll=unroll, remat=remat)
 
 
 def choose_attention(config: Config, device: jax.Device, tensor: int = 1) -> str:
@@ -120,59 +130,42 @@ def _cudnn_takes(tower: EncoderConfig, length: int) -> bool:
     return True
 
 
-class Setup:
-    """Everything static about a run.
+class Program:
+    """Everything static about what is trained.
 
     Attributes:
-      config, mesh, architecture, ids: as made.
-      attention, unroll, remat: what these settings of the model come to where they are `auto`.
+      config, objective, mesh: as given.
+      model: `config.model` with what is `auto` there decided for the mesh.
+      architecture: of it.
       evaluation_batch_size: what `evaluation.batch_size` is rounded up to, for the devices to share it evenly.
       abstract: the train state as shapes with shardings.
     """
 
-    def __init__(self, config: Config, ids: TokenIds, vocab_size: int, mesh: Mesh | None = None):
-        self.config, self.ids = config, ids
+    def __init__(
+        self,
+        config: Config,
+        objective: Objective,
+        vocab_size: int,
+        mesh: Mesh | None = None,
+        module: Callable[..., nnx.Module] = Electra,
+    ):
+        """`module` is what `Architecture` makes of the model's configuration."""
+        self.config, self.objective = config, objective
         self.mesh = mesh or mesh_of(config)
-        device = self.mesh.devices.flat[0]
-        self.attention = choose_attention(config, device, self.mesh.shape["tensor"])
-        self.unroll, self.remat = choose_layers(config.model, device)
-        model = dataclasses.replace(config.model, attention=self.attention, unroll=self.unroll, remat=self.remat)
-        self.architecture = Architecture(model, vocab_size)
+        self.model = resolve(config, self.mesh)
+        self.architecture = Architecture(self.model, vocab_size, module)
         parts = partitioning.batch_parts(self.mesh)
         self.evaluation_batch_size = -(-config.evaluation.batch_size // parts) * parts
         self.abstract = abstract_state(config, self.architecture, self.mesh)
 
-    @classmethod
-    def of(cls, config: Config, special: SpecialIds, vocab_size: int, mesh: Mesh | None = None) -> "Setup":
-        """The setup for the special tokens of a tokenizer."""
-        two_segments = config.data.packing == "two_segments"
-        return cls(
-            config, TokenIds(special.pad, special.cls, special.sep, special.mask, two_segments), vocab_size, mesh
-        )
-
     @functools.cached_property
     def train_step(self):
-        """(state, input_ids) -> (state, metrics)."""
-        return make_train_step(self.config, self.architecture, self.ids, self.mesh, self.abstract)
-
-    @functools.cached_property
-    def evaluation_step(self) -> EvalStep:
-        """(params, input_ids, record) -> sums."""
-        return make_evaluation_step(self.config, self.architecture, self.ids, self.mesh, self.abstract.params)
+        """(state, batch) -> (state, metrics)."""
+        return make_train_step(self.config, self.architecture, self.objective, self.mesh, self.abstract)
 
     def init(self, params: Params | None = None) -> TrainState:
         """The state before the first step."""
         return init_state(self.config, self.architecture, self.mesh, params)
-
-    def evaluate(
-        self,
-        params: Params,
-        batches: Iterable[tuple[np.ndarray, np.ndarray]],
-        is_cut_short: Callable[[], bool] = lambda: False,
-    ) -> dict[str, float] | None:
-        """Held-out figures of `params` over this process's rows of `batches`, or None where it was cut short."""
-        batches = self.place(batches, self.evaluation_batch_size)
-        return evaluate(self.evaluation_step, params, batches, is_cut_short)
 
     def place(self, batches: Iterable[Any], batch_size: int) -> Iterator[Any]:
         """Batches of this process's rows, as global arrays on the mesh."""
@@ -187,3 +180,33 @@ class Setup:
         return {
             group: sum(leaf.size for leaf in jax.tree.leaves(tree)) for group, tree in self.architecture.shapes.items()
         }
+
+
+class Setup(Program):
+    """A program of pretraining; `ids` are those that its objective treats apart."""
+
+    def __init__(self, config: Config, ids: TokenIds, vocab_size: int, mesh: Mesh | None = None):
+        self.ids = ids
+        super().__init__(config, Pretraining(config, ids), vocab_size, mesh)
+
+    @classmethod
+    def of(cls, config: Config, special: SpecialIds, vocab_size: int, mesh: Mesh | None = None) -> "Setup":
+        """The setup for the special tokens of a tokenizer."""
+        two_segments = config.data.packing == "two_segments"
+        ids = TokenIds(special.pad, special.cls, special.sep, special.mask, two_segments)
+        return cls(config, ids, vocab_size, mesh)
+
+    @functools.cached_property
+    def evaluation_step(self) -> EvalStep:
+        """(params, input_ids, record) -> sums."""
+        return make_evaluation_step(self.architecture, self.objective, self.mesh, self.abstract.params)
+
+    def evaluate(
+        self,
+        params: Params,
+        batches: Iterable[tuple[np.ndarray, np.ndarray]],
+        is_cut_short: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float] | None:
+        """Held-out figures of `params` over this process's rows of `batches`, or None where it was cut short."""
+        batches = self.place(batches, self.evaluation_batch_size)
+        return evaluate(self.evaluation_step, params, batches, is_cut_short)

@@ -12,12 +12,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from electra_jax.config import Config
 from electra_jax.models.electra import Architecture, Params, by_layer, by_name, stacked
-from electra_jax.objectives import masking
-from electra_jax.objectives.layout import Batch, TokenIds, read_layout
+from electra_jax.objectives.layout import Batch, TokenIds
 from electra_jax.objectives.losses import Mean
 from electra_jax.objectives.masking import Masked
-from electra_jax.objectives.objective import objective
-from electra_jax.objectives.terms import Example, Randomness, Terms, denominators, loss_weights, randomness
+from electra_jax.objectives.objective import Objective, Pretraining
+from electra_jax.objectives.terms import Example, Randomness, Terms
 from electra_jax.training.optimizer import layer_rates, learning_rate, make_optimizer
 from electra_jax.training.partitioning import BATCH, activation_rules, compiler_options, replicated
 from electra_jax.training.state import TRAIN_STREAM, TrainState, stream
@@ -26,7 +25,7 @@ Metrics = dict[str, Any]
 
 
 def train_step(
-    state: TrainState, input_ids: jax.Array, config: Config, architecture: Architecture, ids: TokenIds
+    state: TrainState, batch: Any, config: Config, architecture: Architecture, objective: Objective
 ) -> tuple[TrainState, Metrics]:
     """One update.
 
@@ -35,21 +34,20 @@ def train_step(
 
     Args:
       state: donated by the jitted form.
-      input_ids: `[B, L]`, the global batch of records.
-      config, architecture, ids: static.
+      batch: the global batch, as the objective takes it; records `[B, L]` where that is pretraining.
+      config, architecture, objective: static.
 
     Returns:
       The next state, and metrics as (sum, weight).
     """
-    example = corrupt(state.step, input_ids, config, ids)
-    return _update(state, *loss_and_gradients(state.params, example, config, architecture), config, architecture)
+    example = example_of(state.step, batch, config, objective)
+    computed = loss_and_gradients(state.params, example, config, architecture, objective)
+    return _update(state, *computed, config, architecture)
 
 
-def corrupt(step: jax.Array, input_ids: jax.Array, config: Config, ids: TokenIds) -> Example:
-    """The batch of a step as the objective takes it: layout read, positions masked, draws made."""
-    batch = read_layout(input_ids, jnp.arange(input_ids.shape[0]), ids)
-    draws = randomness(jax.random.fold_in(stream(config.seed, TRAIN_STREAM), step), batch.index, dropout=True)
-    return Example(batch, masking.choose(draws.masking, batch, ids, config.objective), draws)
+def example_of(step: jax.Array, batch: Any, config: Config, objective: Objective) -> Any:
+    """What the objective makes of the batch of a step: all that is random in it goes by (seed, step)."""
+    return objective.example(jax.random.fold_in(stream(config.seed, TRAIN_STREAM), step), batch)
 
 
 def replay(
@@ -81,19 +79,23 @@ def replay(
     architecture = Architecture(config.model, state.params["shared"]["word"].shape[0])
     masked = Masked(masked_positions, masked_weights.astype(jnp.float32), masked_input_ids)
     example = Example(batch, masked, Randomness(), sampled_ids)
-    new, metrics = _update(
-        state, *loss_and_gradients(state.params, example, config, architecture), config, architecture
-    )
+    objective = Pretraining(config, _NO_IDS)
+    computed = loss_and_gradients(state.params, example, config, architecture, objective)
+    new, metrics = _update(state, *computed, config, architecture)
     return new, {name: mean.total / jnp.maximum(mean.weight, 1) for name, mean in metrics["means"].items()}
 
 
-def make_train_step(config: Config, architecture: Architecture, ids: TokenIds, mesh: Mesh, abstract: TrainState):
-    """`train_step`, jitted for `mesh`: (state, input_ids) -> (state, metrics); the old state is consumed."""
+# A batch whose layout was read elsewhere has no more use for them.
+_NO_IDS = TokenIds(0, 0, 0, 0, False)
+
+
+def make_train_step(config: Config, architecture: Architecture, objective: Objective, mesh: Mesh, abstract: TrainState):
+    """`train_step`, jitted for `mesh`: (state, batch) -> (state, metrics); the old state is consumed."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
-    def step(state: TrainState, input_ids: jax.Array) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         with activation_rules(mesh):
-            return train_step(state, input_ids, config, architecture, ids)
+            return train_step(state, batch, config, architecture, objective)
 
     return jax.jit(
         step,
@@ -104,13 +106,13 @@ def make_train_step(config: Config, architecture: Architecture, ids: TokenIds, m
     )
 
 
-def make_diagnosis(config: Config, architecture: Architecture, ids: TokenIds, mesh: Mesh):
+def make_diagnosis(config: Config, architecture: Architecture, objective: Pretraining, mesh: Mesh):
     """(params, step, input_ids) -> what a step does before it updates: its batch, masks, samples, terms, gradients' norms."""
 
     def diagnose(params: Params, step: jax.Array, input_ids: jax.Array) -> dict[str, Any]:
         with activation_rules(mesh):
-            example = corrupt(step, input_ids, config, ids)
-            _, gradients, terms = loss_and_gradients(params, example, config, architecture)
+            example = example_of(step, input_ids, config, objective)
+            _, gradients, terms = loss_and_gradients(params, example, config, architecture, objective)
         sampled = {} if terms.sampled_ids is None else {"sampled_ids": terms.sampled_ids}
         return {
             "input_ids": input_ids,
@@ -127,7 +129,7 @@ def make_diagnosis(config: Config, architecture: Architecture, ids: TokenIds, me
 
 
 def loss_and_gradients(
-    params: Params, example: Example, config: Config, architecture: Architecture
+    params: Params, example: Any, config: Config, architecture: Architecture, objective: Objective
 ) -> tuple[jax.Array, Params, Terms]:
     """The total loss, its gradients, and the terms as sums over the batch.
 
@@ -143,12 +145,13 @@ def loss_and_gradients(
     # not where the layers' are put together first.
     if accumulation > 1 and architecture.is_unrolled:
         params = by_layer(params)
-    whole = {name: jnp.maximum(weight, 1) / replicas for name, weight in denominators(example).items()}
+    whole = {name: jnp.maximum(weight, 1) / replicas for name, weight in objective.denominators(example).items()}
 
-    def replica(example: Example) -> tuple[jax.Array, Params, Terms]:
-        divisors = {name: weight + 1e-6 for name, weight in denominators(example).items()} if own_means else whole
+    def replica(example: Any) -> tuple[jax.Array, Params, Terms]:
+        own = objective.denominators(example)
+        divisors = {name: weight + 1e-6 for name, weight in own.items()} if own_means else whole
         part = functools.partial(
-            _part_gradients, params=params, cast=cast, divisors=divisors, config=config, architecture=architecture
+            _part_gradients, params=params, cast=cast, divisors=divisors, architecture=architecture, objective=objective
         )
         loss, gradients, terms = _sum_over_parts(part, example, accumulation)
         if clips:
@@ -163,29 +166,28 @@ def loss_and_gradients(
 
 
 def _part_gradients(
-    example: Example,
+    example: Any,
     params: Params,
     cast: Params,
     divisors: dict[str, jax.Array],
-    config: Config,
     architecture: Architecture,
+    objective: Objective,
 ) -> tuple[jax.Array, Params, Terms]:
-    weights = loss_weights(config.objective)
-
     def total(params: Params) -> tuple[jax.Array, Terms]:
-        terms = objective(architecture.merge(stacked(params), cast), example, config)
-        return sum(weights[name] * loss.total / divisors[name] for name, loss in terms.losses.items()), terms
+        terms = objective.terms(architecture.merge(stacked(params), cast), example)
+        losses = terms.losses.items()
+        return sum(objective.weights[name] * loss.total / divisors[name] for name, loss in losses), terms
 
     (loss, terms), gradients = jax.value_and_grad(total, has_aux=True)(params)
     return loss, gradients, terms
 
 
-def _sum_over_parts(compute: Callable[[Example], Any], example: Example, parts: int) -> Any:
+def _sum_over_parts(compute: Callable[[Any], Any], example: Any, parts: int) -> Any:
     """The sum of `compute`, (loss, gradients, terms), over `parts` of the batch, one after the other."""
     if parts == 1:
         return compute(example)
 
-    def add(total: Any, part: Example) -> tuple[Any, jax.Array | None]:
+    def add(total: Any, part: Any) -> tuple[Any, jax.Array | None]:
         loss, gradients, terms = compute(part)
         new = loss, gradients, terms._replace(sampled_ids=None)
         return jax.tree.map(jnp.add, total, new), terms.sampled_ids
