@@ -70,7 +70,18 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]]) -> Config:
     Raises:
       UserError: for a file that is not there or has no `get_config`, and for anything wrong in it.
     """
-    file = Path(path)
+    return apply_overrides(read_config(path), overrides)
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """What `get_config()` of the Python file `path` returns, as nested values; `FILE:WORD` calls `get_config(WORD)`.
+
+    Raises:
+      UserError: for a file that is not there or has no `get_config`.
+    """
+    name, colon, word = path.rpartition(":")
+    file = Path(name if colon and name.endswith(".py") else path)
+    words = [word] if colon and name.endswith(".py") else []
     if not file.is_file():
         raise UserError(
             f"--config={path}: no such file"
@@ -84,7 +95,7 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]]) -> Config:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
             raise UserError(f"--config={path} has no function get_config()")
-        values = module.get_config()
+        values = module.get_config(*words)
     except UserError:
         raise
     except Exception as error:
@@ -93,7 +104,7 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]]) -> Config:
         raise UserError(
             f"--config={path}: get_config() returned a {type(values).__name__}; it must be an ml_collections.ConfigDict"
         )
-    return apply_overrides(values.to_dict(), overrides)
+    return values.to_dict()
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> Config:

@@ -11,11 +11,13 @@ import itertools
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NoReturn
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, NoReturn, TypeVar
 
 from electra_jax.config import REFUSE, WARN, Config
 from electra_jax.errors import UserError
+
+Root = TypeVar("Root")
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -24,19 +26,24 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     Raises:
       UserError: for an unknown name, a value of the wrong type or a combination that cannot work.
     """
-    config = _build(Config, values, "")
+    config = build(Config, values)
     validate(config)
     return config
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def build(root: type[Root], values: Mapping[str, Any]) -> Root:
+    """A configuration of the dataclass `root`, its names and types checked but nothing else; raises `UserError`."""
+    return _build(root, values, "")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
     """The resolved configuration as nested plain values, ready for JSON."""
     return dataclasses.asdict(config)
 
 
-def override(values: Mapping[str, Any], name: str, text: str) -> dict[str, Any]:
-    """`values` with the dotted field `name` set to what `text` spells, read by the field's type."""
-    section, *path = Config, *name.split(".")
+def override(values: Mapping[str, Any], name: str, text: str, root: type = Config) -> dict[str, Any]:
+    """`values` with the dotted field `name` of `root` set to what `text` spells, read by the field's type."""
+    section, *path = root, *name.split(".")
     for part in path[:-1]:
         section = _field_type(section, part, name)
         if not dataclasses.is_dataclass(section):
@@ -47,7 +54,7 @@ def override(values: Mapping[str, Any], name: str, text: str) -> dict[str, Any]:
     return _set(values, path, _parse(text, kind, name))
 
 
-def leaves(config: Config) -> dict[str, tuple[Any, dataclasses.Field]]:
+def leaves(config: Any) -> dict[str, tuple[Any, dataclasses.Field]]:
     """Every setting by its dotted name: (value, dataclass field)."""
     found = {}
 
@@ -97,22 +104,28 @@ def check_resume(saved: Config, current: Config, only: tuple[str, ...] = ("",)) 
 
 def validate(config: Config) -> None:
     """Refuses values and combinations that cannot work, one line each; raises `UserError`."""
-    values = {name: value for name, (value, _) in leaves(config).items()}
     # One after the other: the later ones divide by what the first have seen to be above 0.
-    for fits, name, expected in itertools.chain(
-        _ranges(config), _data_and_model(config), _sources(config), _training(config)
-    ):
-        if not fits:
-            _fail(name, values[name], expected)
+    refuse(config, itertools.chain(
+        ranges(config), _pretraining_ranges(config), _data_and_model(config), _sources(config), _training(config)
+    ))  # fmt: skip
     sizes = dataclasses.asdict(config.mesh)
     if list(sizes.values()).count(-1) > 1:
-        _fail("mesh", sizes, "-1 for one axis at the most")
+        fail("mesh", sizes, "-1 for one axis at the most")
 
 
-_Check = tuple[bool, str, str]  # whether it fits, the field, what would be right
+Check = tuple[bool, str, str]  # whether it fits, the field, what would be right
 
 
-def _ranges(config: Config) -> Iterator[_Check]:
+def refuse(config: Any, checks: Iterable[Check]) -> None:
+    """Raises `UserError` for the first of `checks` that does not fit."""
+    values = {name: value for name, (value, _) in leaves(config).items()}
+    for fits, name, expected in checks:
+        if not fits:
+            fail(name, values[name], expected)
+
+
+def ranges(config: Any) -> Iterator[Check]:
+    """The ranges of single settings, by their names."""
     for name, (value, field) in leaves(config).items():
         if field.name in _POSITIVE:
             yield value > 0, name, "a number above 0"
@@ -122,15 +135,18 @@ def _ranges(config: Config) -> Iterator[_Check]:
             yield 0 <= value < 1, name, "a fraction of at least 0 and below 1"
         if name.startswith("mesh."):
             yield value == -1 or value >= 1, name, "a number of devices, or -1 for all that are left"
-    objective = config.objective
     yield 0 <= config.seed < 2**31, "seed", "a number from 0 to 2147483647"
+
+
+def _pretraining_ranges(config: Config) -> Iterator[Check]:
+    objective = config.objective
     yield 0 < objective.mask_prob < 1, "objective.mask_prob", "a fraction above 0 and below 1"
     yield 0 <= objective.mask_token_prob <= 1, "objective.mask_token_prob", "a fraction from 0 to 1"
     yield config.optimizer.layerwise_decay <= 1, "optimizer.layerwise_decay", "at most 1"
     yield config.tokenizer.vocab_size >= 64, "tokenizer.vocab_size", "64 or more"
 
 
-def _data_and_model(config: Config) -> Iterator[_Check]:
+def _data_and_model(config: Config) -> Iterator[Check]:
     data, model = config.data, config.model
     yield bool(data.source.strip(" ,")), "data.source", "files, globs or `embedded`"
     yield data.max_seq_length >= 8, "data.max_seq_length", "8 or more"
@@ -149,7 +165,7 @@ def _data_and_model(config: Config) -> Iterator[_Check]:
     yield fits, "model.tied_embeddings", f"true where model.towers={model.towers}: one tower has nothing to untie"
 
 
-def _sources(config: Config) -> Iterator[_Check]:
+def _sources(config: Config) -> Iterator[Check]:
     data = config.data
     parts = [part for part in data.source.split(",") if part.strip()]
     fields = [field for field in data.text_field.split(",") if field.strip()]
@@ -185,7 +201,7 @@ def _sources(config: Config) -> Iterator[_Check]:
     yield all(size > 0 for size in sizes), "train.curriculum_batch_sizes", "numbers above 0"
 
 
-def _training(config: Config) -> Iterator[_Check]:
+def _training(config: Config) -> Iterator[Check]:
     objective, optimizer, train = config.objective, config.optimizer, config.train
     fits = optimizer.cooldown_steps <= train.num_train_steps
     yield fits, "optimizer.cooldown_steps", f"at most train.num_train_steps, {train.num_train_steps}"
@@ -232,7 +248,8 @@ _FRACTIONS = {
 }
 
 
-def _fail(name: str, value: Any, expected: str) -> NoReturn:
+def fail(name: str, value: Any, expected: str) -> NoReturn:
+    """Refuses the setting `name`; raises `UserError`."""
     raise UserError(f"config.{name}={value!r} cannot work: it must be {expected}")
 
 
@@ -268,20 +285,20 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         if value not in args:
-            _fail(name, value, f"one of {', '.join(args)}")
+            fail(name, value, f"one of {', '.join(args)}")
         return value
     if origin is types.UnionType:
         return None if value is None else _typed(value, args[0], name)
     if origin is tuple:
         if not isinstance(value, (tuple, list)):
-            _fail(name, value, f"a tuple of {args[0].__name__}")
+            fail(name, value, f"a tuple of {args[0].__name__}")
         return tuple(_typed(item, args[0], name) for item in value)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is float and not math.isfinite(value):
-        _fail(name, value, "a finite number")
+        fail(name, value, "a finite number")
     if type(value) is not kind:
-        _fail(name, value, f"of type {kind.__name__}, not {type(value).__name__}")
+        fail(name, value, f"of type {kind.__name__}, not {type(value).__name__}")
     return value
 
 
@@ -293,13 +310,13 @@ def _parse(text: str, kind: Any, name: str) -> Any:
         return tuple(_parse(part, args[0], name) for part in text.strip("()[] ").split(",") if part.strip())
     if kind is bool:
         if text.lower() not in ("true", "false"):
-            _fail(name, text, "true or false")
+            fail(name, text, "true or false")
         return text.lower() == "true"
     if kind in (int, float):
         try:
             return kind(text)
         except ValueError:
-            _fail(name, text, f"of type {kind.__name__}")
+            fail(name, text, f"of type {kind.__name__}")
     return text
 
 

@@ -32,10 +32,11 @@ def settled(step: Callable[..., Any]) -> Callable[..., Any]:
         return step
     calls = collections.Counter()
 
-    def call(state: Any, batch: jax.Array) -> Any:
+    def call(state: Any, batch: Any) -> Any:
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
         result = step(state, batch)
-        calls[batch.shape] += 1
-        if calls[batch.shape] <= 2:
+        calls[shapes] += 1
+        if calls[shapes] <= 2:
             jax.block_until_ready(result)
             trim(0)
         return result

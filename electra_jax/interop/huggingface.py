@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from safetensors.numpy import save_file
 
-from electra_jax.config import ModelConfig
+from electra_jax.config import EncoderConfig, ModelConfig
 from electra_jax.data.packing import SpecialTokens
 from electra_jax.errors import UserError
 from electra_jax.interop import names, weights
@@ -61,11 +61,49 @@ def write(folder: Path, params: Params, config: ModelConfig, part: str, special:
       part: "generator" or "discriminator".
       special: ids of the special tokens.
     """
-    refuse_inexpressible(config)
     tower = config.generator if part == "generator" else config.discriminator
+    return _write(folder, params, config, tower, architecture(config, part), model_tensors(config, part), special, {})
+
+
+def write_task(
+    folder: Path, params: Params, config: ModelConfig, head: str, special: SpecialTokens, extra: dict[str, Any]
+) -> int:
+    """Writes `config.json` and `model.safetensors` of an encoder with the head of a task; returns its number of parameters.
+
+    Args:
+      folder: exists.
+      params: the parameter tree, `{"shared", "discriminator", "head"}`, as NumPy arrays.
+      config: of the model.
+      head: "sequence", "tagging" or "question_answering".
+      special: ids of the special tokens.
+      extra: what else `config.json` says, the names of labels among it.
+    """
+    tensors = [*names.discriminator(config, HUGGING_FACE), *names.task_head(head, HUGGING_FACE)]
+    return _write(folder, params, config, config.discriminator, TASK_MODELS[head], tensors, special, extra)
+
+
+# What transformers calls an ELECTRA with each head.
+TASK_MODELS = {
+    "sequence": "ElectraForSequenceClassification",
+    "tagging": "ElectraForTokenClassification",
+    "question_answering": "ElectraForQuestionAnswering",
+}
+
+
+def _write(
+    folder: Path,
+    params: Params,
+    config: ModelConfig,
+    tower: EncoderConfig,
+    architecture: str,
+    tensors: list[names.Tensor],
+    special: SpecialTokens,
+    extra: dict[str, Any],
+) -> int:
+    refuse_inexpressible(config)
     rows = params["shared"]["word"].shape[0]
     written = {
-        "architectures": [architecture(config, part)],
+        "architectures": [architecture],
         "model_type": "electra",
         "vocab_size": rows,
         **{name: getattr(tower if hasattr(tower, name) else config, name) for name in _SIZES},
@@ -79,13 +117,14 @@ def write(folder: Path, params: Params, config: ModelConfig, part: str, special:
         "summary_last_dropout": 0.1,
         "tie_word_embeddings": True,
         "dtype": "float32",
+        **extra,
     }
     (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
-    tensors = {tensor.theirs: tensor.take(params) for tensor in model_tensors(config, part)}
+    values = {tensor.theirs: tensor.take(params) for tensor in tensors}
     # The metadata that transformers looks for.
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(values, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # readable like the other files
-    return sum(tensor.size for tensor in tensors.values())
+    return sum(value.size for value in values.values())
 
 
 def parts(config: ModelConfig) -> list[str]:

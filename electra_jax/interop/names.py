@@ -134,6 +134,20 @@ def generator_head(convention: Convention) -> Iterator[Tensor]:
     yield Tensor(_join(convention.output_bias, convention), ("generator", "output_bias"), None, False)
 
 
+# The layers of a task's head, by what it looks at, as transformers' models for tasks call them.
+_TASK_HEADS = {
+    "sequence": {"dense": "classifier/dense", "output": "classifier/out_proj"},
+    "tagging": {"output": "classifier"},
+    "question_answering": {"output": "qa_outputs"},
+}
+
+
+def task_head(kind: str, convention: Convention) -> Iterator[Tensor]:
+    """The layers of a head of `tasks.model`."""
+    for mine, theirs in _TASK_HEADS[kind].items():
+        yield from _module(("head", mine), theirs, convention)
+
+
 def _embeddings(ours: Path, convention: Convention, prefix: str) -> Iterator[Tensor]:
     for mine, theirs in _EMBEDDINGS.items():
         name = f"{prefix}/embeddings/{theirs}"

@@ -145,6 +145,17 @@ def restore_params(origin: Origin, abstract: Params) -> Params:
     return _restore(path, abstract)
 
 
+def save_weights(path: epath.Path, params: Params) -> None:
+    """Saves parameters alone, in place of what was there."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(storage.absolute(path), params, force=True)
+
+
+def restore_weights(path: epath.Path, abstract: Params) -> Params:
+    """What `save_weights` saved, laid out as `abstract` says."""
+    return _restore(path, abstract)
+
+
 def _restore(path: epath.Path, abstract: Any) -> Any:
     with ocp.StandardCheckpointer() as checkpointer:
         # Copied: what Orbax hands over may share memory with its buffers, and the step will donate it.

@@ -49,6 +49,7 @@ def train(
     reporter: Reporter,
     interrupts: Interrupts,
     evaluation_due: bool = False,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> tuple[End, TrainState, Position]:
     """Trains from `start` to the end of the run or to a signal, and saves where it ends.
 
@@ -66,6 +67,7 @@ def train(
       reporter: takes metrics.
       interrupts: active.
       evaluation_due: whether the evaluation at `start` was cut short, and is to be made up for.
+      is_over: whether the run has come to its end before its last step, asked once a step.
 
     Returns:
       Why it ended, and the state and position it ended at.
@@ -86,7 +88,7 @@ def train(
                 reporter.flush(position.step)
                 save()
             # Once a step: what it returns is known when the step before is done, which the reporter waits for anyway.
-            if interrupts.poll() is not None or position.step >= total:
+            if interrupts.poll() is not None or position.step >= total or is_over():
                 break
             ids = next(batches)
             if position.step in skipped:
@@ -104,7 +106,7 @@ def train(
         return End.NOT_FINITE, state, position
     if position != start:
         save()
-    if position.step >= total and not (evaluate and evaluation_due):
+    if (position.step >= total or is_over()) and not (evaluate and evaluation_due):
         return End.FINISHED, state, position
     return (End.PREEMPTED if interrupts.poll() == signal.SIGTERM else End.INTERRUPTED), state, position
 

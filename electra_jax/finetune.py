@@ -1,0 +1,111 @@
+"""Fine-tunes an encoder on a task: `python -m electra_jax.finetune --config=configs/finetune/jsonl.py --init=PATH`."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from electra_jax import cli, config_loading, memory
+from electra_jax.errors import UserError
+from electra_jax.tasks import config as task_config
+from electra_jax.tasks import encoder as encoders
+from electra_jax.tasks import examples, results, seeds
+from electra_jax.tasks.config import FinetuneConfig
+from electra_jax.tasks.encoder import Encoder
+from electra_jax.tasks.finetuning import Job, Stopped
+
+
+def main(argv: list[str]) -> int:
+    parser = cli.parser(
+        "electra_jax.finetune", "Fine-tunes a pretrained encoder. The same command run again goes on where it was stopped."
+    )
+    parser.add_argument(
+        "--init", required=True, metavar="DIR[@STEP]", help="the encoder: a work directory, or an exported or imported model"
+    )
+    parser.add_argument("--random_weights", action="store_true", help="of --init only sizes and vocabulary: the baseline")
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="where everything about the runs goes (default: runs/finetune-CONFIG-TASK)"
+    )
+    args, overrides = cli.parse(parser, argv)
+    config = load_config(args.config, overrides)
+    encoder = encoders.load(args.init)
+    encoder = encoder.fresh() if args.random_weights else encoder
+    workdir = cli.local_path("--workdir", args.workdir or f"runs/finetune-{_name(args.config, config)}").absolute()
+    memory.keep_freed()
+    cli.use_compilation_cache(workdir.parent / "compilation_cache")
+    # Before the first step there is nothing to be saved.
+    signal.signal(signal.SIGTERM, lambda *_: _exit("preempted before its first step; the same command begins again"))
+    try:
+        if config.suite:
+            return _suite(args.config, config.suite, overrides, encoder, workdir)
+        found = _task(config, encoder, workdir)
+    except Stopped as stop:
+        print(f"{'preempted' if stop.is_preempted else 'stopped'} {stop}", flush=True)
+        return 0 if stop.is_preempted else 130
+    print(results.last_line(found, found["metric"]), flush=True)
+    return 0
+
+
+def load_config(path: str, overrides: list[tuple[str, str]]) -> FinetuneConfig:
+    """The configuration of `FILE` or `FILE:WORD`, with overrides; raises `UserError` for anything wrong in it."""
+    values = cli.read_config(path)
+    for name, text in overrides:
+        values = config_loading.override(values, name, text, FinetuneConfig)
+    return task_config.from_dict(values)
+
+
+def _task(config: FinetuneConfig, encoder: Encoder, workdir: Path) -> dict[str, Any]:
+    data = examples.load(config.task)
+    cli.make_directory("--workdir", workdir)
+    try:
+        with filelock.FileLock(workdir / ".lock", timeout=0):
+            job = Job(config, data, encoder, _say)
+            counts = ", ".join(f"{split.name} {len(split.examples):,}" for split in job.splits)
+            _say(f"{data.task.kind} from {encoder.name}: train {len(job.train):,} features, {counts}")
+            return seeds.run(job, workdir, _say)
+    except filelock.Timeout:
+        raise UserError(
+            f"--workdir={workdir}: another run is at work there; wait for it, or use another directory"
+        ) from None
+
+
+def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder, workdir: Path) -> int:
+    """Runs the configurations of a file one after the other, and prints what they come to beside what is published."""
+    file, found = path.rpartition(":")[0], []
+    for word in words:
+        config = load_config(f"{file}:{word}", overrides)
+        _say(f"== {word}")
+        found.append((word, config, _task(config, encoder, workdir / word)))
+    print(f"{'task':8} {'metric':18} {'mean':>8} {'median':>8} {'deviation':>10} {'published':>10}")
+    for word, config, one in found:
+        shown = [f"{100 * one[name]:.1f}" for name in ("mean", "median", "standard_deviation")]
+        published = f"{config.task.published:.1f}" if config.task.published else "-"
+        print(f"{word:8} {one['metric']:18} {shown[0]:>8} {shown[1]:>8} {shown[2]:>10} {published:>10}")
+    score = sum(100 * one["median"] for *_, one in found) / len(found)
+    published = [config.task.published for _, config, _ in found]
+    beside = f", published {sum(published) / len(published):.2f}" if all(published) else ""
+    difference = f" ({score - sum(published) / len(published):+.2f})" if all(published) else ""
+    print(f"average of {len(found)} medians {score:.2f}{beside}{difference}", flush=True)
+    return 0
+
+
+def _name(path: str, config: FinetuneConfig) -> str:
+    file, _, word = path.rpartition(":") if ".py:" in path else (path, "", "")
+    task = word or Path(config.task.path.removeprefix("tfds:")).name
+    return "-".join(part.replace("/", "-").replace(",", "-") for part in (Path(file).stem, task) if part)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _exit(text: str) -> None:
+    import os
+
+    print(text, flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,102 @@
+"""Batches of features of about the same length: the order is a function of the seed and the step alone."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from electra_jax.tasks.kinds import Feature
+from electra_jax.tasks.model import Batch
+
+_SHORTEST = 32
+
+
+class Planned(NamedTuple):
+    """A batch that is yet to be made."""
+
+    length: int
+    features: np.ndarray  # their numbers, at most as many as the batch has rows
+
+
+def lengths_up_to(max_length: int, multiple: int = 1) -> tuple[int, ...]:
+    """The lengths that batches have, each compiled for once: doubling, then `max_length`; multiples of `multiple`."""
+    found, length = [], max(_SHORTEST, multiple)
+    while length < max_length:
+        found.append(length)
+        length *= 2
+    return (*found, max_length)
+
+
+def plan(
+    sizes: np.ndarray, batch_size: int, lengths: Sequence[int], rng: np.random.Generator | None = None
+) -> list[Planned]:
+    """Every feature once, in batches that are full but the last.
+
+    Args:
+      sizes: `[N]`, tokens of each feature.
+      batch_size: rows of a batch.
+      lengths: those that batches have, ascending; the last holds every feature.
+      rng: for the order; without one, by length.
+    """
+    order = np.argsort(sizes, kind="stable") if rng is None else rng.permutation(len(sizes))
+    bucket = np.searchsorted(lengths, sizes[order])
+    full, rest = [], []
+    for index, length in enumerate(lengths):
+        members = order[bucket == index]
+        whole = len(members) // batch_size * batch_size
+        full += [Planned(length, members[at : at + batch_size]) for at in range(0, whole, batch_size)]
+        rest.append(members[whole:])
+    left = np.concatenate(rest)  # shortest first
+    for at in range(0, len(left), batch_size):
+        members = left[at : at + batch_size]
+        full.append(Planned(int(lengths[np.searchsorted(lengths, sizes[members].max())]), members))
+    if rng is not None:
+        rng.shuffle(full)
+    return full
+
+
+def batch(
+    planned: Planned, features: Sequence[Feature], batch_size: int, pad: int, by_token: bool, seeds: np.ndarray
+) -> Batch:
+    """The arrays of a batch.
+
+    Args:
+      planned: which features, and the length they are filled up to.
+      features: all of them.
+      batch_size: rows; those without a feature have weight 0.
+      pad: id of [PAD].
+      by_token: whether a target has an entry a token.
+      seeds: `[batch_size, 2]`, of its dropout.
+    """
+    chosen = [features[index] for index in planned.features]
+    shape = (batch_size, planned.length)
+    ids, types = np.full(shape, pad, np.int32), np.zeros(shape, np.int32)
+    sample = chosen[0].target
+    target = np.full(shape, -1, np.int32) if by_token else np.zeros((batch_size, *sample.shape), sample.dtype)
+    for row, feature in enumerate(chosen):
+        size = len(feature.input_ids)
+        ids[row, :size], types[row, :size] = feature.input_ids, feature.token_type_ids
+        target[(row, slice(size)) if by_token else row] = feature.target
+    weight = (np.arange(batch_size) < len(chosen)).astype(np.float32)
+    return Batch(ids, types, target, weight, seeds)
+
+
+def training(
+    features: Sequence[Feature],
+    batch_size: int,
+    lengths: Sequence[int],
+    pad: int,
+    by_token: bool,
+    seed: int,
+    step: int,
+) -> Iterator[Batch]:
+    """Batches of a run of `seed` from `step` on, without end; each epoch in an order of its own."""
+    sizes = np.asarray([len(feature.input_ids) for feature in features])
+    per_epoch = math.ceil(len(features) / batch_size)
+    while True:
+        epoch, first = divmod(step, per_epoch)
+        for planned in plan(sizes, batch_size, lengths, np.random.default_rng([seed, epoch]))[first:]:
+            noise = np.random.default_rng([seed, step, 1]).integers(2**32, size=(batch_size, 2), dtype=np.uint32)
+            yield batch(planned, features, batch_size, pad, by_token, noise)
+            step += 1

@@ -1,0 +1,284 @@
+"""One run of fine-tuning: the program that all seeds of a task share, and its way through the loop of pretraining."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding
+
+from electra_jax import memory
+from electra_jax.data import tokenizer as tokenizer_lib
+from electra_jax.errors import RunFailed
+from electra_jax.models.electra import Params
+from electra_jax.reporting.health import Health
+from electra_jax.reporting.reporter import Reporter
+from electra_jax.reporting.writers import Console, JsonLines, TensorBoard, is_evaluated, rows
+from electra_jax.tasks import batches, kinds
+from electra_jax.tasks.config import FinetuneConfig, resolve
+from electra_jax.tasks.encoder import Encoder
+from electra_jax.tasks.examples import Example, TaskData
+from electra_jax.tasks.kinds import Feature
+from electra_jax.tasks.model import FineTuning
+from electra_jax.tasks.of_kind import make_kind, module_of, predicting
+from electra_jax.training import checkpoint, loop
+from electra_jax.training.checkpoint import Checkpoints, Saved
+from electra_jax.training.interrupts import Interrupts
+from electra_jax.training.partitioning import BATCH, activation_rules, replicated
+from electra_jax.training.setup import Program, mesh_of
+from electra_jax.training.state import INIT_STREAM, stream
+
+
+class Split(NamedTuple):
+    """A split as it is predicted."""
+
+    name: str
+    examples: list[Example]
+    features: list[Feature]
+
+    @property
+    def is_labelled(self) -> bool:
+        return all(example.label is not None for example in self.examples)
+
+
+class Outcome(NamedTuple):
+    """What a run came to."""
+
+    seed: int
+    step: int
+    seconds: float
+    figures: dict[str, dict[str, float]]  # by split
+    is_collapsed: bool
+    params: Params
+    settings: dict[str, Any]
+    outputs: dict[str, list[np.ndarray]]  # by split, of each feature
+
+
+class Stopped(Exception):
+    """A signal came; the message says where the run stands."""
+
+    def __init__(self, text: str, is_preempted: bool):
+        super().__init__(text)
+        self.is_preempted = is_preempted
+
+
+class Job:
+    """A task, an encoder and everything that is made of both once: features, and compiled steps.
+
+    Attributes:
+      config: as given.
+      data: the task's examples.
+      kind: of the task.
+      train: features that are trained on.
+      splits: those that are predicted: the first validation split first.
+    """
+
+    def __init__(self, config: FinetuneConfig, data: TaskData, encoder: Encoder, say: Callable[[str], None]):
+        self.config, self.data, self.encoder, self.say = config, data, encoder, say
+        kinds.check_model(data.task, encoder.model, encoder.name)
+        self.kind = make_kind(data.task, encoder.tokenizer)
+        labelled = self.kind.training_examples([e for part in data.train.values() for e in part])
+        self.kind.fit(labelled)
+        self.train = self.kind.features(labelled)
+        warning = kinds.check_vocabulary(self.train, encoder.tokenizer, encoder.name)
+        if warning:
+            say(f"WARNING: {warning}")
+        self.splits = [
+            Split(name, examples, self.kind.features(examples))
+            for part in (data.validation, data.test)
+            for name, examples in part.items()
+        ]
+        self.run_config = resolve(config, encoder.model, len(self.train))
+        mesh = mesh_of(self.run_config)
+        dropout = config.model.classifier_dropout
+        self.program = Program(
+            self.run_config, FineTuning(data.task.kind, encoder.tokenizer.special.pad), encoder.tokenizer.vocab_size,
+            mesh, module_of(self.kind, dropout),
+        )  # fmt: skip
+        # Its attention kernel takes lengths of whole blocks.
+        multiple = 128 if self.program.model.attention == "pallas" else 1
+        self.lengths = batches.lengths_up_to(data.task.max_length, multiple)
+        self.train_step = memory.settled(self.program.train_step)
+        self._predict = _predictor(self.program, predicting(encoder.model, self.kind))
+        self._pretrained = encoder.params and encoder.params(mesh)
+        self._fresh = jax.jit(self.program.architecture.init)
+
+    @property
+    def metric(self) -> str:
+        """What is chosen by and reported."""
+        return self.data.task.metric
+
+    def initial(self, seed: int) -> Params:
+        """The pretrained weights with a fresh head, or all fresh."""
+        params = self._fresh(stream(seed, INIT_STREAM))
+        return params if self._pretrained is None else {**self._pretrained, "head": params["head"]}
+
+    def outputs(
+        self, params: Params, features: Sequence[Feature], is_cut_short: Callable[[], bool] = lambda: False
+    ) -> list[np.ndarray] | None:
+        """What the head says of each feature, for its own tokens; None where it was cut short."""
+        size, pad, by_token = self.program.evaluation_batch_size, self.kind.tokenizer.special.pad, self.kind.by_token
+        seeds = np.zeros((size, 2), np.uint32)
+        found: list[np.ndarray | None] = [None] * len(features)
+        by_place = self.kind.head != "sequence"
+        for planned in batches.plan(np.asarray([len(f.input_ids) for f in features]), size, self.lengths):
+            if is_cut_short():
+                return None
+            made = batches.batch(planned, features, size, pad, by_token, seeds)
+            (placed,) = self.program.place([made], size)
+            logits = np.asarray(self._predict(params, placed.input_ids, placed.token_type_ids))
+            for row, index in enumerate(planned.features):
+                found[index] = logits[row, : len(features[index].input_ids)] if by_place else logits[row]
+        return found
+
+    def figures(self, split: Split, outputs: Sequence[np.ndarray]) -> dict[str, float]:
+        """Measures of what a model, or the average of several, says of a split."""
+        return self.kind.figures(split.examples, self.kind.predictions(split.examples, split.features, outputs))
+
+    def run(self, seed: int, workdir: Path, interrupts: Interrupts) -> Outcome:
+        """Trains with one seed in a directory of its own; goes on from where it was stopped.
+
+        Raises:
+          Stopped: after a signal.
+          RunFailed: where the loss or a gradient is not finite.
+        """
+        return _Run(self, seed, workdir, interrupts).run()
+
+
+class _Run:
+    """The way of one seed."""
+
+    def __init__(self, job: Job, seed: int, workdir: Path, interrupts: Interrupts):
+        self._job, self._seed, self._workdir, self._interrupts = job, seed, workdir, interrupts
+        self._config = dataclasses.replace(job.run_config, seed=seed)
+        self._validation = next((s for s in job.splits if s.name in job.data.validation and s.is_labelled), None)
+        evaluation = job.config.evaluation
+        self._keeps_best, self._patience = evaluation.select == "best" and bool(self._validation), evaluation.patience
+        self._best, self._best_step, self._since = -math.inf, 0, 0
+
+    def run(self) -> Outcome:
+        job, begin = self._job, time.perf_counter()
+        place = epath.Path(self._workdir) / "checkpoints"
+        steps = checkpoint.saved_steps(place)
+        program = job.program
+        if steps:
+            origin = checkpoint.Origin(place, steps[-1])
+            state, start = checkpoint.restore(origin, program.abstract), loop.Position(steps[-1], 0)
+            job.say(f"going on from {origin}")
+        else:
+            state, start = program.init(job.initial(self._seed)), loop.Position(0, 0)
+        self._replay(start.step)
+        # A signal may have cut short the evaluation at the step where the run stands.
+        is_due = bool(self._validation) and loop.is_evaluation_step(start.step, self._config)
+        is_due = is_due and not is_evaluated(epath.Path(self._workdir) / "metrics.jsonl", start.step)
+        checkpoints = Checkpoints(place, self._config.checkpoint)
+        reporter = self._reporter(start.step)
+        tokenizer = job.kind.tokenizer.to_json()
+        try:
+            end, state, position = loop.train(
+                self._config, state, start, job.train_step, self._batches(start.step),
+                self._evaluate if self._validation else None, checkpoints,
+                Saved(self._config, start.step, 0, tokenizer_lib.digest(job.kind.tokenizer), tokenizer), reporter,
+                self._interrupts, is_due, self._is_over,
+            )  # fmt: skip
+        finally:
+            reporter.close()
+            checkpoints.close()
+        if end == loop.End.NOT_FINITE:
+            raise RunFailed(
+                f"step {int(state.failed_step)} of seed {self._seed} gave a loss or gradient that is not finite; lower "
+                "optimizer.learning_rate, or train in float32 (model.dtype)"
+            )
+        if end != loop.End.FINISHED:
+            where = f"at step {position.step} of {self._config.train.num_train_steps}, seed {self._seed}"
+            raise Stopped(f"{where}; the same command goes on from there", end == loop.End.PREEMPTED)
+        params, step = state.params, position.step
+        if self._keeps_best and self._best_step:
+            params = checkpoint.restore_weights(epath.Path(self._workdir / "best"), program.abstract.params)
+            step = self._best_step
+        return self._outcome(params, step, time.perf_counter() - begin)
+
+    def _outcome(self, params: Params, step: int, seconds: float) -> Outcome:
+        job = self._job
+        outputs = {split.name: job.outputs(params, split.features) for split in job.splits}
+        is_collapsed, figures = False, {}
+        if self._validation:
+            split = self._validation
+            predictions = job.kind.predictions(split.examples, split.features, outputs[split.name])
+            job.kind.tune(split.examples, predictions)
+            is_collapsed = job.kind.is_collapsed(split.examples, predictions)
+        for split in job.splits:
+            if split.is_labelled:
+                figures[split.name] = job.figures(split, outputs[split.name])
+        host = jax.tree.map(np.asarray, params)
+        return Outcome(self._seed, step, seconds, figures, is_collapsed, host, job.kind.settings(), outputs)
+
+    def _batches(self, step: int) -> Iterator[Any]:
+        job, size = self._job, self._config.train.batch_size
+        made = batches.training(
+            job.train, size, job.lengths, job.kind.tokenizer.special.pad, job.kind.by_token, self._seed, step
+        )
+        return job.program.place(made, size)
+
+    def _evaluate(self, params: Params, step: int) -> Mapping[str, float] | None:
+        job, split = self._job, self._validation
+        outputs = job.outputs(params, split.features, lambda: self._interrupts.poll() is not None)
+        if outputs is None:
+            return None
+        predictions = job.kind.predictions(split.examples, split.features, outputs)
+        job.kind.tune(split.examples, predictions)
+        figures = job.kind.figures(split.examples, predictions)
+        if self._note(step, figures[job.metric]) and self._keeps_best:
+            # Before the figures are written down: whoever finds those finds the weights.
+            checkpoint.save_weights(epath.Path(self._workdir / "best"), params)
+        return figures
+
+    def _note(self, step: int, value: float) -> bool:
+        """Whether this is the best evaluation so far."""
+        if value > self._best:
+            self._best, self._best_step, self._since = value, step, 0
+            return True
+        self._since += 1
+        return False
+
+    def _replay(self, step: int) -> None:
+        """What was found out before the run was stopped."""
+        for row in rows(epath.Path(self._workdir) / "metrics.jsonl"):
+            value = row.get(f"eval/{self._job.metric}")
+            if row["step"] <= step and value is not None:
+                self._note(row["step"], value)
+
+    def _is_over(self) -> bool:
+        return bool(self._patience) and self._since >= self._patience
+
+    def _reporter(self, step: int) -> Reporter:
+        workdir, total = epath.Path(self._workdir), self._config.train.num_train_steps
+        size = self._config.train.batch_size
+        writers = [JsonLines(workdir / "metrics.jsonl", step), TensorBoard(workdir / "tensorboard", step)]
+
+        def throughput(step: int, seconds: float) -> dict[str, float]:
+            del step
+            return {"examples_per_second": size / seconds}
+
+        interval = self._config.reporting.interval_steps
+        return Reporter(Console(total, step), writers, Health(total), interval, throughput, total)
+
+
+def _predictor(program: Program, architecture: Any) -> Callable:
+    """(params, input_ids, token_type_ids) -> logits, whole on every device."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.params)
+    rows_of_batch = NamedSharding(program.mesh, BATCH)
+    pad = program.objective.pad
+
+    def predict(params: Params, input_ids: jax.Array, token_type_ids: jax.Array) -> jax.Array:
+        with activation_rules(program.mesh):
+            return architecture.merge(params)(input_ids, token_type_ids, pad, None)
+
+    return jax.jit(
+        predict, in_shardings=(shardings, rows_of_batch, rows_of_batch), out_shardings=replicated(program.mesh)
+    )

@@ -1,0 +1,93 @@
+"""A fine-tuned model as a folder: what transformers loads, and `task.json`, by which `predict` reads it again."""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from electra_jax import config_loading
+from electra_jax.config import ModelConfig
+from electra_jax.errors import UserError
+from electra_jax.interop import huggingface, names, tokenizer_files
+from electra_jax.interop.names import HUGGING_FACE
+from electra_jax.interop.weights import read_json
+from electra_jax.models.electra import Params
+from electra_jax.tasks import encoder
+from electra_jax.tasks.config import TaskConfig
+from electra_jax.tasks.kinds import Kind
+from electra_jax.tasks.of_kind import make_kind, predicting
+
+
+def write(folder: Path, params: Params, model: ModelConfig, kind: Kind, about: dict[str, Any]) -> None:
+    """Writes a fine-tuned model; the folder appears whole, in place of what was there.
+
+    Args:
+      folder: to write to.
+      params: `{"shared", "discriminator", "head"}`.
+      model: the configuration of the encoder.
+      kind: of the task.
+      about: what `task.json` says besides: metric, figures, origin.
+    """
+    params = jax.tree.map(np.asarray, params)
+    params = params | {"head": kind.for_export(params["head"])}
+    task, tokenizer = kind.task, kind.tokenizer
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        # transformers has dropout in its models for training; predictions have none.
+        model = dataclasses.replace(model, towers="masked_lm", tied_embeddings=True, attention="auto", unroll="auto")
+        huggingface.write_task(partial, params, model, kind.head, tokenizer.special, _labels(kind))
+        tokenizer_files.write(tokenizer, partial, task.max_length)
+        saved = {"task": dataclasses.asdict(task), "settings": kind.settings(), **about}
+        (partial / "task.json").write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _labels(kind: Kind) -> dict[str, Any]:
+    task = kind.task
+    if task.kind == "regression":
+        return {"num_labels": 1, "problem_type": "regression"}
+    if task.kind == "question_answering":
+        return {}
+    found = {"id2label": dict(enumerate(task.labels)), "label2id": {name: i for i, name in enumerate(task.labels)}}
+    return found | ({"problem_type": "single_label_classification"} if task.kind == "classification" else {})
+
+
+def read(folder: Path) -> tuple[Kind, ModelConfig, Params]:
+    """A folder that `write` made: kind, configuration, parameters as NumPy arrays.
+
+    Raises:
+      UserError: where it is none, or damaged.
+    """
+    if not (folder / "task.json").is_file():
+        raise UserError(f"{folder} has no task.json: it is not a model that finetune wrote (WORKDIR/model is)")
+    saved = read_json(folder / "task.json")
+    body = encoder.load(str(folder))
+    try:
+        task = config_loading.build(TaskConfig, saved["task"])
+        kind = make_kind(task, body.tokenizer)
+        for name, value in saved["settings"].items():
+            setattr(kind, name, value)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / 'task.json'} is damaged ({error!r})") from None
+    stored, params = huggingface.read(folder).weights, body.params(None)
+    architecture = predicting(body.model, kind)
+    head = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), architecture.shapes["head"])
+    params = params | {"head": head}
+    for tensor in names.task_head(kind.head, HUGGING_FACE):
+        value = stored.get(tensor.theirs)
+        if value is None:
+            raise UserError(f"{folder} has no tensor {tensor.theirs}")
+        tensor.put(params, value)
+    return kind, body.model, params

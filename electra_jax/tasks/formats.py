@@ -1,0 +1,262 @@
+"""Files and data sets of labelled examples, as rows of named fields.
+
+JSON lines have what they have. Tab-separated files have their columns. SQuAD's JSON gives id, question, context and
+answers; columns of words give tokens and tags.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from electra_jax.errors import UserError
+from electra_jax.tasks.config import TaskConfig
+
+
+class Row(NamedTuple):
+    """One example as it stands in a file."""
+
+    where: str  # file and line
+    number: int  # of the example in its split, from 0
+    values: Mapping[str, Any]
+
+    def named(self, name: str) -> str:
+        """Of `NAME|NAME`, the first that this row has; the first where it has none."""
+        names = name.split("|")
+        return next((one for one in names if one in self.values), names[0])
+
+
+# What a folder's files are called, by the split.
+_STEMS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
+_FORMATS = {"jsonl": "jsonl", "tsv": "tsv", "conllu": "conllu", "conll": "conll", "txt": "conll", "json": "squad"}
+# Fields of CoNLL-U (universaldependencies.org/format.html).
+_CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+
+
+class Source:
+    """The data that a task's configuration names."""
+
+    def __init__(self, task: TaskConfig):
+        self._task, self._name = task, task.path.removeprefix("tfds:")
+        self._is_tfds = task.path.startswith("tfds:") or task.format == "tfds"
+        if self._is_tfds:
+            self._builder = _tfds_builder(self._name)
+            return
+        self._folder = Path(task.path).expanduser()
+        if not self._folder.is_dir():
+            raise UserError(f"config.task.path={task.path}: no such folder")
+
+    def expected(self, part: str) -> str:
+        """What would be right, where a split is not there."""
+        if self._is_tfds:
+            return f"it has the splits {', '.join(self._builder.info.splits)}; set config.task.{part}"
+        return f"expected {part}.jsonl, .tsv, .conllu, .conll, .txt or .json, or config.task.{part}=FILE"
+
+    def info(self) -> dict[str, Any]:
+        """What the folder's `info.json`, or the data set, says of the task; may be empty."""
+        if not self._is_tfds:
+            return info_of(self._folder)
+        feature = self._builder.info.features.get(self._task.label)
+        names = getattr(feature, "names", None)
+        return {"labels": names} if names else {}
+
+    def splits(self, part: str) -> dict[str, str]:
+        """The splits of `train`, `validation` or `test`, by name, each with where it is."""
+        given = getattr(self._task, part)
+        if self._is_tfds:
+            there = list(self._builder.info.splits)
+            wanted = _listed(given) or [name for name in _STEMS[part] if name in there][:1]
+            for name in wanted:
+                if name not in there:
+                    raise UserError(f"config.task.{part}={given}: {self._task.path} has {', '.join(there)}")
+            return {name: name for name in wanted}
+        if given:
+            files = [self._folder / name for name in _listed(given)]
+            for file in files:
+                if not file.is_file():
+                    raise UserError(f"config.task.{part}={given}: {file} is not there")
+        else:
+            names = (f"{stem}.{ending}" for stem in _STEMS[part] for ending in _FORMATS)
+            files = [self._folder / name for name in names if (self._folder / name).is_file()][:1]
+        only = {part: str(files[0])} if len(files) == 1 else {}
+        return only or {file.name.removesuffix(file.suffix): str(file) for file in files}
+
+    def rows(self, where: str) -> Iterator[Row]:
+        """The rows of a split, by where it is."""
+        if self._is_tfds:
+            return _tfds_rows(self._builder, where)
+        return rows(Path(where), self._task)
+
+
+def rows(path: Path, task: TaskConfig) -> Iterator[Row]:
+    """The rows of a file; raises `UserError` for what is broken, named by line."""
+    kind = task.format if task.format != "auto" else _FORMATS.get(path.suffix.lstrip("."), "")
+    if kind in ("", "tfds"):
+        raise UserError(f"{path}: what is in it does not follow from its name; set config.task.format")
+    if kind == "squad":
+        yield from _squad(path)
+        return
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            yield from from_lines(file, str(path), kind, task)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text ({error})") from None
+
+
+def from_lines(lines: Iterable[str], name: str, kind: str, task: TaskConfig) -> Iterator[Row]:
+    """The rows of an open file of format `kind`: jsonl, tsv, conll or conllu; `name` is for messages."""
+    if kind == "jsonl":
+        return _json_lines(lines, name)
+    if kind == "tsv":
+        return _tsv(lines, name, task)
+    return _sentences(lines, name, kind, task.label)
+
+
+def _json_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
+    number = 0
+    for line_number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{name}:{line_number}"
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where} is no JSON ({error.msg} at character {error.pos})") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{where} holds a JSON {type(values).__name__}, not an object with the example's fields")
+        yield Row(where, number, values)
+        number += 1
+
+
+def _tsv(lines: Iterable[str], name: str, task: TaskConfig) -> Iterator[Row]:
+    """GLUE's files among them: no quoting; columns by the first line's names, or by number where that has none of them."""
+    wanted = {part for field in (task.text, task.text_pair, task.label) for part in field.split("|") if part}
+    names, number = None, 0
+    for line_number, cells in enumerate(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
+        if not cells:
+            continue
+        if names is None:
+            cells[0] = cells[0].removeprefix("\ufeff")
+            is_header = bool({part for part in wanted | {"index", "text", "text_a"} if not part.isdigit()} & {*cells})
+            names = cells if is_header else [str(place) for place in range(len(cells))]
+            if is_header:
+                continue
+        if len(cells) != len(names):
+            raise UserError(f"{name}:{line_number} has {len(cells)} columns, the first line {len(names)}")
+        yield Row(f"{name}:{line_number}", number, dict(zip(names, cells)))
+        number += 1
+
+
+def _sentences(lines: Iterable[str], name: str, kind: str, column: str) -> Iterator[Row]:
+    words: list[str] = []
+    tags: list[str] = []
+    begin, number = 1, 0
+    for line_number, line in enumerate([*lines, ""], 1):
+        line = line.rstrip("\r\n")
+        if line.strip() and not words:
+            begin = line_number
+        if not line.strip():
+            if words:
+                has_tags = all(tag != "_" for tag in tags) or kind == "conll"
+                yield Row(f"{name}:{begin}", number, {"tokens": words, **({"tags": tags} if has_tags else {})})
+                number += 1
+            words, tags = [], []
+            continue
+        if line.startswith("-DOCSTART-") or (kind == "conllu" and line.startswith("#")):
+            continue
+        cells = line.split("\t") if kind == "conllu" else line.split()
+        if kind == "conllu":
+            if len(cells) != len(_CONLLU):
+                raise UserError(f"{name}:{line_number} has {len(cells)} columns; CoNLL-U has {len(_CONLLU)}")
+            if not cells[0].isdigit():  # a contraction of words that follow, or an empty node
+                continue
+            column_name = column if column in _CONLLU else "upos"
+            word, tag = cells[1], cells[_CONLLU.index(column_name)]
+        else:
+            place = int(column) if column.lstrip("-").isdigit() else -1
+            if len(cells) < 2 or not -len(cells) <= place < len(cells):
+                raise UserError(f"{name}:{line_number}: {line[:60]!r} has no column {place} for the tag")
+            word, tag = cells[0], cells[place]
+        words.append(word)
+        tags.append(tag)
+
+
+def _squad(path: Path) -> Iterator[Row]:
+    """The official JSON of SQuAD 1.1 and 2.0: data > paragraphs > qas."""
+    number = 0
+    try:
+        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        for place, article in enumerate(articles):
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    where = f"{path}: question {question['id']}"
+                    answers = question.get("answers")
+                    values = {"id": question["id"], "question": question["question"], "context": paragraph["context"]}
+                    yield Row(where, number, values | ({} if answers is None else {"answers": answers}))
+                    number += 1
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno} is no JSON ({error.msg})") from None
+    except (KeyError, TypeError) as error:
+        at = f", article {place}" if number else ""
+        raise UserError(f"{path}{at}: not in the form of SQuAD, data > paragraphs > qas ({error!r})") from None
+
+
+def _tfds_builder(name: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        if Path(name).expanduser().is_dir():
+            return tfds.builder_from_directory(str(Path(name).expanduser()))
+        builder = tfds.builder(name, file_format="array_record")
+        builder.download_and_prepare()
+        return builder
+    except ImportError:
+        raise UserError(
+            f"config.task.path=tfds:{name} has to be prepared, which needs an extra: pip install 'electra_jax[tensorflow]'"
+        ) from None
+    except Exception as error:  # whatever a builder and its download raise
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"config.task.path=tfds:{name} cannot be had: {first[:300]}") from None
+
+
+def _tfds_rows(builder: Any, split: str) -> Iterator[Row]:
+    for number, record in enumerate(builder.as_data_source(split=split)):
+        yield Row(f"{builder.info.full_name} {split}, example {number}", number, _plain(record))
+
+
+def _plain(value: Any) -> Any:
+    """A record of TFDS in Python's own types."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def info_of(folder: Path) -> dict[str, Any]:
+    """`info.json` of a folder, or nothing; raises `UserError` where it is no JSON object."""
+    file = folder / "info.json"
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} holds a JSON {type(found).__name__}, not an object")
+    return found

@@ -1,0 +1,128 @@
+"""The kinds of task: each from examples to what the model reads, and from what it says to predictions and figures."""
+
+import abc
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from electra_jax.config import ModelConfig
+from electra_jax.data.encoding import Tokenizer
+from electra_jax.errors import UserError
+from electra_jax.tasks.config import TaskConfig
+from electra_jax.tasks.examples import Example
+
+
+class Feature(NamedTuple):
+    """What the model reads of an example, or of a part of it."""
+
+    example: int  # its place among the examples
+    input_ids: np.ndarray  # [n] int32
+    token_type_ids: np.ndarray  # [n] int32
+    target: np.ndarray  # of the kind's `target_shape`; what is not labelled is -1
+    tokens: np.ndarray  # what of the example each token stands for, in the kind's own terms; may be empty
+
+
+class Kind(abc.ABC):
+    """A kind of task.
+
+    Attributes:
+      task: the configuration, with its labels.
+      num_outputs: numbers that the head gives, for a text or for each token.
+    """
+
+    head: str  # which of the heads: "sequence", "tagging" or "question_answering"
+    num_outputs: int
+    by_token = False  # whether a target has an entry a token
+
+    def __init__(self, task: TaskConfig, tokenizer: Tokenizer):
+        self.task, self.tokenizer = task, tokenizer
+
+    @abc.abstractmethod
+    def features(self, examples: Sequence[Example]) -> list[Feature]:
+        """Features of all examples, in their order."""
+
+    @abc.abstractmethod
+    def predictions(
+        self, examples: Sequence[Example], features: Sequence[Feature], outputs: Sequence[np.ndarray]
+    ) -> list[Any]:
+        """A prediction an example, of the outputs `[num_outputs]` or `[n, num_outputs]` of each feature."""
+
+    @abc.abstractmethod
+    def figures(self, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, float]:
+        """Measures of predictions, by name; all examples are labelled."""
+
+    @abc.abstractmethod
+    def is_collapsed(self, examples: Sequence[Example], predictions: Sequence[Any]) -> bool:
+        """Whether a model says the same of everything, where not everything is the same."""
+
+    @abc.abstractmethod
+    def average(self, outputs: Sequence[np.ndarray]) -> np.ndarray:
+        """One output for those of several models for a feature."""
+
+    @abc.abstractmethod
+    def shown(self, example: Example, prediction: Any) -> dict[str, Any]:
+        """A prediction as a JSON object."""
+
+    def for_export(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The head's parameters for a program that knows nothing of how targets are scaled."""
+        return params
+
+    def training_examples(self, examples: Sequence[Example]) -> list[Example]:
+        """What is trained on of the labelled examples."""
+        return list(examples)
+
+    def fit(self, examples: Sequence[Example]) -> None:
+        """Looks at the training examples, where targets depend on them."""
+
+    def tune(self, examples: Sequence[Example], predictions: Sequence[Any]) -> None:
+        """Looks at the predictions for the validation set, where a threshold is to be chosen."""
+
+    def settings(self) -> dict[str, Any]:
+        """What `fit` and `tune` found and a later use needs: attributes by name."""
+        return {}
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each text."""
+        return self.tokenizer.encode_batch(texts)
+
+
+def check_model(task: TaskConfig, model: ModelConfig, name: str) -> None:
+    """Refuses a task that a model cannot read; raises `UserError`."""
+    positions = model.max_position_embeddings
+    if task.max_length > positions:
+        raise UserError(
+            f"config.task.max_length={task.max_length} cannot work: {name} has {positions} positions; set it to at most that"
+        )
+    if model.type_vocab_size < 2:
+        raise UserError(f"{name} has one token type (model.type_vocab_size=1); a pair of texts needs two")
+
+
+def check_vocabulary(features: Sequence[Feature], tokenizer: Tokenizer, name: str) -> str | None:
+    """Raises `UserError` where the vocabulary is of another language than the task; a warning where it may be."""
+    ids = np.concatenate([feature.input_ids for feature in features[:10_000]])
+    special = np.isin(ids, [tokenizer.special.cls, tokenizer.special.sep])
+    share = float((ids == tokenizer.special.unk).sum() / max(1, (~special).sum()))
+    text = f"{share:.0%} of the task's tokens are unknown to the vocabulary of {name}"
+    if share > 0.5:
+        raise UserError(f"{text}: it was made for another language or script; use a checkpoint of this one")
+    return f"{text}; it may have been made for another language" if share > 0.05 else None
+
+
+def cut_pair(one: int, two: int, room: int) -> tuple[int, int]:
+    """How many tokens of a pair fit: the longer loses the last of its tokens first, as in BERT."""
+    if one + two <= room:
+        return one, two
+    shorter = min(one, two, room // 2)
+    if one <= two:
+        return shorter, room - shorter
+    return room - shorter, shorter
+
+
+def joined(parts: Sequence[np.ndarray], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """`[CLS] a [SEP]`, or `[CLS] a [SEP] b [SEP]` with token type 1 from b on: ids and types, `[n]` int32 each."""
+    special, ids, types = tokenizer.special, [tokenizer.special.cls], [0]
+    for kind, part in enumerate(parts):
+        ids += [*part.tolist(), special.sep]
+        types += [kind] * (len(part) + 1)
+    return np.asarray(ids, np.int32), np.asarray(types, np.int32)

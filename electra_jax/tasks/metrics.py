@@ -1,0 +1,91 @@
+"""Measures of predictions, in NumPy; what they are called is what they are reported as."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from scipy import stats
+
+
+def accuracy(expected: np.ndarray, predicted: np.ndarray) -> float:
+    """Share of equal entries; 0 of none."""
+    return float((expected == predicted).mean()) if expected.size else 0.0
+
+
+def precision_recall_f1(expected: np.ndarray, predicted: np.ndarray, label: int = 1) -> tuple[float, float, float]:
+    """Of one label against all others, `[N]` int each; 0 where there is nothing to divide by."""
+    hits = float(((expected == label) & (predicted == label)).sum())
+    return _ratios(hits, float((predicted == label).sum()), float((expected == label).sum()))
+
+
+def macro_f1(expected: np.ndarray, predicted: np.ndarray) -> float:
+    """Mean of F1 over the labels that occur in either."""
+    labels = np.union1d(expected, predicted)
+    return float(np.mean([precision_recall_f1(expected, predicted, label)[2] for label in labels]))
+
+
+def matthews(expected: np.ndarray, predicted: np.ndarray) -> float:
+    """Matthews' correlation for any number of labels (Gorodkin, 2004); 0 where either is constant."""
+    labels = np.union1d(expected, predicted)
+    one, two = (np.equal.outer(values, labels).astype(np.float64) for values in (expected, predicted))
+    one, two = one - one.mean(0), two - two.mean(0)
+    scale = np.sqrt(np.square(one).sum() * np.square(two).sum())
+    return float((one * two).sum() / scale) if scale else 0.0
+
+
+def pearson(expected: np.ndarray, predicted: np.ndarray) -> float:
+    """Linear correlation; 0 where either is constant."""
+    return float(stats.pearsonr(expected, predicted)[0]) if _both_vary(expected, predicted) else 0.0
+
+
+def spearman(expected: np.ndarray, predicted: np.ndarray) -> float:
+    """Correlation of ranks, ties sharing theirs; 0 where either is constant."""
+    return float(stats.spearmanr(expected, predicted)[0]) if _both_vary(expected, predicted) else 0.0
+
+
+def span_precision_recall_f1(
+    expected: Iterable[set[tuple]], predicted: Iterable[set[tuple]]
+) -> tuple[float, float, float]:
+    """Of spans that agree in both ends and label, over all sentences together (as `conlleval` counts)."""
+    pairs = list(zip(expected, predicted, strict=True))
+    hits, found, there = (float(sum(counts)) for counts in zip(*((len(e & p), len(p), len(e)) for e, p in pairs)))
+    return _ratios(hits, found, there)
+
+
+def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """`(label, first, last)` of the spans that tags in BIO or BIOES spell; other tags spell none.
+
+    A span begins at B or S, and where I or E continues nothing of its label, as `conlleval` has it.
+    """
+    found: set[tuple[str, int, int]] = set()
+    label, begin = None, 0
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, _, name = tag.partition("-")
+        name = name if prefix in ("B", "I", "E", "S") else None
+        if label is not None and (prefix in ("B", "S") or name != label):
+            found.add((label, begin, place - 1))
+            label = None
+        if name is not None and label is None:
+            label, begin = name, place
+        if label is not None and prefix in ("E", "S"):
+            found.add((label, begin, place))
+            label = None
+    return found
+
+
+def to_bioes(tags: Sequence[str]) -> list[str]:
+    """Tags in BIO, those that end a span as E, and spans of one word as S."""
+    result = ["O"] * len(tags)
+    for label, first, last in spans(tags):
+        for place in range(first, last + 1):
+            prefix = "S" if first == last else "B" if place == first else "E" if place == last else "I"
+            result[place] = f"{prefix}-{label}"
+    return result
+
+
+def _ratios(hits: float, found: float, there: float) -> tuple[float, float, float]:
+    precision, recall = hits / found if found else 0.0, hits / there if there else 0.0
+    return precision, recall, 2 * hits / (found + there) if found + there else 0.0
+
+
+def _both_vary(one: np.ndarray, two: np.ndarray) -> bool:
+    return one.size > 1 and bool(np.ptp(one)) and bool(np.ptp(two))

@@ -1,0 +1,107 @@
+"""The pretrained encoder with a task's head, and its loss as the train step takes it."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from electra_jax.config import ModelConfig
+from electra_jax.models.discriminator import Discriminator
+from electra_jax.models.electra import Text, encode
+from electra_jax.models.layers import Embeddings, Linear, gelu, normal
+from electra_jax.models.noise import Noise, dropout
+from electra_jax.objectives import losses
+from electra_jax.objectives.terms import Terms
+
+# The place of the head's dropout; the encoder's layers have the places from 0 on (`models.electra`).
+_HEAD = 2**20 + 1
+
+
+class Batch(NamedTuple):
+    """Features of a batch, filled up with [PAD] and with rows of weight 0."""
+
+    input_ids: jax.Array  # [B, L] int32
+    token_type_ids: jax.Array  # [B, L] int32
+    target: jax.Array  # [B], of tagging [B, L], -1 where there is none, of question answering [B, 2]
+    weight: jax.Array  # [B] float32
+    seeds: jax.Array  # [B, 2] uint32, of dropout
+
+
+class Head(nnx.Module):
+    """The layers on top: of the first token's vector (`sequence`), or of every token's; as in transformers' models.
+
+    The reference has no hidden layer here for texts, and a beam over spans for answers.
+    """
+
+    def __init__(self, config: ModelConfig, kind: str, num_outputs: int, dropout_rate: float, *, rngs: nnx.Rngs):
+        size, init = config.hidden_size, normal(config.initializer_range)
+        self.dense = Linear(size, size, ("embed", "mlp"), init, rngs=rngs) if kind == "sequence" else None
+        axes = ("embed" if self.dense is None else "mlp", "single")
+        self.output = Linear(size, num_outputs, axes, init, rngs=rngs)
+        self.dropout_rate = 0.0 if kind == "question_answering" else dropout_rate
+
+    def __call__(self, hidden: jax.Array, noise: Noise | None) -> jax.Array:
+        """`[B, L, D]` -> `[B, C]` of the first token, or `[B, L, C]`; float32."""
+        first, second = (noise and noise.at(place) for place in (_HEAD, _HEAD + 1))
+        if self.dense is None:
+            return self.output(dropout(hidden, self.dropout_rate, first)).astype(jnp.float32)
+        # As a sequence of one, which is how layers take a batch.
+        x = gelu(self.dense(dropout(hidden[:, :1], self.dropout_rate, first)))
+        return self.output(dropout(x, self.dropout_rate, second))[:, 0].astype(jnp.float32)
+
+
+class TaskModel(nnx.Module):
+    """Embeddings and encoder of the discriminator, and a head; the tree has their names of pretraining."""
+
+    def __init__(
+        self, config: ModelConfig, vocab_size: int, head: str, num_outputs: int, dropout_rate: float, *, rngs: nnx.Rngs
+    ):
+        self.shared = Embeddings(config, config.embedding_size, vocab_size, rngs=rngs)
+        self.discriminator = Discriminator(config.discriminator, has_head=False, rngs=rngs)
+        self.head = Head(config, head, num_outputs, dropout_rate, rngs=rngs)
+
+    def __call__(self, input_ids: jax.Array, token_type_ids: jax.Array, pad: int, noise: Noise | None) -> jax.Array:
+        """Ids `[B, L]` -> `[B, C]` or `[B, L, C]` float32."""
+        positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
+        text = Text(input_ids, positions, token_type_ids, (input_ids != pad).astype(jnp.int32))
+        return self.head(encode(self.shared, self.discriminator.encoder, text, noise), noise)
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+    """The loss of a task: an `Objective`."""
+
+    kind: str  # as in the task's configuration
+    pad: int
+
+    weights = {"task_loss": 1.0}
+
+    def example(self, key: jax.Array, batch: Batch) -> Batch:
+        """The batch itself: it brings the seeds of its dropout, so that runs of several seeds share one program."""
+        del key
+        return batch
+
+    def denominators(self, example: Batch) -> dict[str, jax.Array]:
+        return {"task_loss": self._weights(example).sum()}
+
+    def terms(self, model: TaskModel, example: Batch) -> Terms:
+        logits = model(example.input_ids, example.token_type_ids, self.pad, Noise(example.seeds))
+        loss = losses.mean(self._losses(logits, example), self._weights(example))
+        return Terms({"task_loss": loss}, {}, histogram=None, sampled_ids=None)
+
+    def _losses(self, logits: jax.Array, example: Batch) -> jax.Array:
+        if self.kind == "regression":
+            return jnp.square(logits[..., 0] - example.target)
+        if self.kind == "question_answering":
+            real = (example.input_ids != self.pad)[..., None]
+            by_place = jnp.where(real, logits, -1e9).swapaxes(1, 2)  # [B, 2, L]
+            return losses.cross_entropy(by_place, example.target).mean(-1)
+        return losses.cross_entropy(logits, jnp.maximum(example.target, 0))
+
+    def _weights(self, example: Batch) -> jax.Array:
+        """Of an example each, or of a token."""
+        if self.kind == "tagging":
+            return example.weight[:, None] * (example.target >= 0)
+        return example.weight

@@ -1,0 +1,43 @@
+"""Kinds of task by the name that the configuration has for them, and the model of each."""
+
+import dataclasses
+import functools
+
+from electra_jax.config import ModelConfig
+from electra_jax.data.encoding import Tokenizer
+from electra_jax.models.electra import Architecture
+from electra_jax.tasks.classification import Classification, Regression
+from electra_jax.tasks.config import TaskConfig
+from electra_jax.tasks.kinds import Kind
+from electra_jax.tasks.model import TaskModel
+from electra_jax.tasks.question_answering import QuestionAnswering
+from electra_jax.tasks.tagging import Tagging
+
+
+def make_kind(task: TaskConfig, tokenizer: Tokenizer) -> Kind:
+    """The kind of a task whose configuration is decided (`examples.load`)."""
+    match task.kind:
+        case "classification":
+            return Classification(task, tokenizer)
+        case "regression":
+            return Regression(task, tokenizer)
+        case "tagging":
+            return Tagging(task, tokenizer)
+        case "question_answering":
+            return QuestionAnswering(task, tokenizer)
+    raise ValueError(f"task.kind={task.kind!r}")
+
+
+def module_of(kind: Kind, classifier_dropout: float = 0.0) -> functools.partial:
+    """What `Architecture` and `Program` make a model of."""
+    return functools.partial(
+        TaskModel, head=kind.head, num_outputs=kind.num_outputs, dropout_rate=classifier_dropout
+    )
+
+
+def predicting(model: ModelConfig, kind: Kind) -> Architecture:
+    """The model as predictions are made by: in float32, the plain attention."""
+    plain = dataclasses.replace(
+        model, towers="masked_lm", tied_embeddings=True, dtype="float32", attention="reference", remat="none", unroll="auto"
+    )
+    return Architecture(plain, kind.tokenizer.vocab_size, module_of(kind))

@@ -1,0 +1,158 @@
+"""Extractive question answering: a span of the context, or none (SQuAD 1.1 and 2.0).
+
+As BERT does it (Devlin et al., 2019, section 4.2 and 4.3): long contexts are read in overlapping windows, a span's score
+is that of its first and last token, and [CLS] stands for no answer.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from electra_jax.tasks import squad
+from electra_jax.tasks.examples import Example
+from electra_jax.tasks.kinds import Feature, Kind, joined
+
+
+class Candidate(NamedTuple):
+    """A span of the context."""
+
+    text: str
+    start: int  # characters before it
+    score: float  # logit of its first plus that of its last token
+
+
+class Prediction(NamedTuple):
+    """What is said of a question."""
+
+    n_best: tuple[Candidate, ...]  # best first, of different texts
+    null_odds: float  # score of no answer, less that of the best
+
+
+class QuestionAnswering(Kind):
+    """Answers to questions; whether there is none goes by `null_threshold`, chosen on the validation set."""
+
+    head = "question_answering"
+    num_outputs = 2
+    has_unanswerable = False
+    null_threshold = 0.0
+
+    def fit(self, examples: Sequence[Example]) -> None:
+        self.has_unanswerable = any(not example.label for example in examples)
+
+    def settings(self):
+        return {"has_unanswerable": self.has_unanswerable, "null_threshold": self.null_threshold}
+
+    def features(self, examples: Sequence[Example]) -> list[Feature]:
+        questions = [ids[: self.task.max_query_length] for ids in self.encode([e.texts[0] for e in examples])]
+        contexts = self.tokenizer.encode_with_offsets([example.texts[1] for example in examples])
+        made = []
+        for index, (example, question, (ids, offsets)) in enumerate(zip(examples, questions, contexts, strict=True)):
+            room = self.task.max_length - len(question) - 3
+            starts = list(range(0, max(1, len(ids) - room + self.task.doc_stride), self.task.doc_stride))
+            windows = [(start, min(start + room, len(ids))) for start in starts if start == 0 or start < len(ids)]
+            while len(windows) > 1 and windows[-2][1] == len(ids):
+                windows.pop()
+            for window in windows:
+                made.append(self._window(index, example, question, ids, offsets, window, windows))
+        return made
+
+    def _window(self, index, example, question, ids, offsets, window, windows) -> Feature:
+        start, end = window
+        tokens, types = joined([question, ids[start:end]], self.tokenizer)
+        shift = len(question) + 2 - start
+        # Characters of each token, and whether no other window shows more around it.
+        places = np.full((len(tokens), 3), -1, np.int32)
+        places[start + shift : end + shift, :2] = offsets[start:end]
+        for token in range(start, end):
+            places[token + shift, 2] = _margin(token, window) >= max(_margin(token, other) for other in windows)
+        target = np.zeros(2, np.int32)  # [CLS]: no answer, or none within this window
+        if example.label:
+            answer = example.label[0]
+            first, last = answer.start, answer.start + len(answer.text)
+            inside = np.flatnonzero((offsets[:, 1] > first) & (offsets[:, 0] < last))
+            if len(inside) and start <= inside[0] and inside[-1] < end:
+                target = np.asarray([inside[0] + shift, inside[-1] + shift], np.int32)
+        return Feature(index, tokens, types, target, places)
+
+    def predictions(self, examples, features, outputs):
+        found: list[list[tuple[Candidate, ...]]] = [[] for _ in examples]
+        null: list[float] = [np.inf] * len(examples)
+        for feature, output in zip(features, outputs, strict=True):
+            example, output = examples[feature.example], np.asarray(output, np.float64)
+            found[feature.example].append(self._candidates(example, feature, output))
+            null[feature.example] = min(null[feature.example], float(output[0].sum()))
+        made = []
+        for windows, none in zip(found, null):
+            ranked = sorted((one for window in windows for one in window), key=lambda one: -one.score)
+            different = {one.text: one for one in reversed(ranked)}  # the best of each text
+            best = tuple(sorted(different.values(), key=lambda one: -one.score)[: self.task.n_best])
+            made.append(Prediction(best, none - best[0].score if best else np.inf))
+        return made
+
+    def _candidates(self, example: Example, feature: Feature, output: np.ndarray) -> tuple[Candidate, ...]:
+        places, context = feature.tokens, example.texts[1]
+        count = self.task.n_best
+        starts = np.flatnonzero(places[:, 2] == 1)
+        starts = starts[np.argsort(-output[starts, 0], kind="stable")[:count]]
+        ends = np.flatnonzero(places[:, 0] >= 0)
+        ends = ends[np.argsort(-output[ends, 1], kind="stable")[:count]]
+        found = []
+        for start in starts:
+            for end in ends[(ends >= start) & (ends < start + self.task.max_answer_length)]:
+                begin = int(places[start, 0])
+                text = context[begin : int(places[end, 1])]
+                found.append(Candidate(text, begin, float(output[start, 0] + output[end, 1])))
+        return tuple(sorted(found, key=lambda one: -one.score)[:count])
+
+    def answer(self, prediction: Prediction) -> str:
+        """The text of the answer, empty for none."""
+        if self.has_unanswerable and prediction.null_odds > self.null_threshold:
+            return ""
+        return prediction.n_best[0].text if prediction.n_best else ""
+
+    def tune(self, examples, predictions):
+        if self.has_unanswerable:
+            given = [[answer.text for answer in example.label] for example in examples]
+            texts = [prediction.n_best[0].text if prediction.n_best else "" for prediction in predictions]
+            self.null_threshold = squad.best_threshold(
+                [prediction.null_odds for prediction in predictions],
+                [squad.f1(answers, text) for answers, text in zip(given, texts)],
+                [squad.f1(answers, "") for answers in given],
+            )
+
+    def figures(self, examples, predictions):
+        given = [[answer.text for answer in example.label] for example in examples]
+        texts = [self.answer(prediction) for prediction in predictions]
+        measures = {"exact_match": squad.exact_match, "f1": squad.f1}
+        found = {
+            name: float(np.mean([measure(answers, text) for answers, text in zip(given, texts)]))
+            for name, measure in measures.items()
+        }
+        if self.has_unanswerable:
+            found["no_answer_accuracy"] = float(
+                np.mean([bool(text) == bool(answers) for answers, text in zip(given, texts)])
+            )
+        return found
+
+    def is_collapsed(self, examples, predictions):
+        answers = {self.answer(prediction) for prediction in predictions}
+        return len(answers) == 1 and len({example.label for example in examples}) > 1
+
+    def average(self, outputs):
+        return np.log(np.maximum(special.softmax(np.asarray(outputs, np.float64), axis=1).mean(0), 1e-30))
+
+    def shown(self, example, prediction):
+        answer = self.answer(prediction)
+        start = prediction.n_best[0].start if answer else None
+        best = [{"text": one.text, "start": one.start, "score": round(one.score, 6)} for one in prediction.n_best[:5]]
+        return {"id": example.id, "answer": answer, "start": start, "null_odds": prediction.null_odds, "n_best": best}
+
+
+def _margin(token: int, window: tuple[int, int]) -> float:
+    """How much a window shows around a token: the smaller side, the window's size breaking ties, as BERT weighs it."""
+    start, end = window
+    if not start <= token < end:
+        return -1.0
+    return min(token - start, end - 1 - token) + 0.01 * (end - start)

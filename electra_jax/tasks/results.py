@@ -1,0 +1,173 @@
+"""What several seeds come to: their figures, the average of their predictions, files."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from electra_jax import storage
+from electra_jax.tasks import folder
+from electra_jax.tasks.finetuning import Job, Outcome, Split
+from electra_jax.tasks.question_answering import QuestionAnswering
+
+
+class SeedResult(NamedTuple):
+    """What is kept of a seed's run."""
+
+    seed: int
+    step: int
+    seconds: float
+    figures: dict[str, dict[str, float]]  # by split
+    is_collapsed: bool
+    settings: dict[str, Any]
+    outputs: dict[str, list[np.ndarray]]
+
+
+def save(workdir: Path, job: Job, outcome: Outcome) -> SeedResult:
+    """Writes a seed's model, outputs and figures; the last of them, `result.json`, says that it is complete."""
+    about = {"seed": outcome.seed, "step": outcome.step, "metric": job.metric, "figures": outcome.figures}
+    folder.write(workdir / "model", outcome.params, job.encoder.model, job.kind, about | {"from": job.encoder.name})
+    arrays = {
+        f"{split}/{index}": output for split, rows in outcome.outputs.items() for index, output in enumerate(rows)
+    }
+    np.savez_compressed(workdir / "outputs.npz", **arrays)
+    kept = {name: getattr(outcome, name) for name in ("seed", "step", "seconds", "figures", "is_collapsed", "settings")}
+    storage.write(workdir / "result.json", json.dumps(kept, indent=1) + "\n")
+    return SeedResult(**kept, outputs=outcome.outputs)
+
+
+def load(workdir: Path, splits: Sequence[Split]) -> SeedResult | None:
+    """What `save` wrote, or None where the seed is not done."""
+    if not (workdir / "result.json").is_file():
+        return None
+    kept = json.loads((workdir / "result.json").read_text())
+    with np.load(workdir / "outputs.npz") as arrays:
+        outputs = {s.name: [arrays[f"{s.name}/{index}"] for index in range(len(s.features))] for s in splits}
+    return SeedResult(**kept, outputs=outputs)
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, median, (sample) standard deviation and best of the values of the seeds, and the values themselves."""
+    return {
+        "values": list(values),
+        "mean": statistics.fmean(values),
+        "median": statistics.median(values),
+        "standard_deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "best": max(values),
+    }
+
+
+def reported_split(job: Job) -> Split | None:
+    """The split whose figures count: the first labelled test split, or else the first labelled validation split."""
+    for part in (job.data.test, job.data.validation):
+        for split in job.splits:
+            if split.name in part and split.is_labelled:
+                return split
+    return None
+
+
+def combine(job: Job, done: Sequence[SeedResult], collapsed: Sequence[SeedResult]) -> dict[str, Any]:
+    """`results.json`: the reported metric over the seeds on top, then everything else.
+
+    Args:
+      job: of the task.
+      done: a result for each seed that counts.
+      collapsed: those that were repeated with another seed, or could not be.
+    """
+    reported = reported_split(job)
+    found: dict[str, Any] = {"init": job.encoder.name, "kind": job.data.task.kind, "metric": job.metric}
+    if reported is not None:
+        found |= {"split": reported.name} | summary([one.figures[reported.name][job.metric] for one in done])
+    averaged = {}
+    for split in job.splits:
+        if split.is_labelled and len(done) > 1:
+            averaged[split.name] = job.figures(split, average(job, done, split))
+    figures = {
+        split: {name: summary([one.figures[split][name] for one in done]) for name in done[0].figures[split]}
+        for split in done[0].figures
+    }
+    return found | {
+        "average_of_predictions": averaged,
+        "figures": figures,
+        "seeds": [{"seed": one.seed, "step": one.step, "seconds": round(one.seconds, 1)} for one in done],
+        "collapsed": [{"seed": one.seed, "figures": one.figures} for one in collapsed],
+    }
+
+
+def average(job: Job, done: Sequence[SeedResult], split: Split) -> list[np.ndarray]:
+    """Outputs of one model for those of several."""
+    rows = zip(*(one.outputs[split.name] for one in done), strict=True)
+    return [job.kind.average(row) for row in rows]
+
+
+def best_of(job: Job, done: Sequence[SeedResult]) -> SeedResult:
+    """The seed with the best figure on validation; without one, the first."""
+
+    def value(one: SeedResult) -> float:
+        named = next((name for name in job.data.validation if name in one.figures), None)
+        return one.figures[named][job.metric] if named else -math.inf
+
+    return max(done, key=value)
+
+
+def last_line(results: Mapping[str, Any], metric: str) -> str:
+    """The reported figure by name, on one line."""
+    if "mean" not in results:
+        return f"no labelled split to report {metric} of: predictions are written"
+    count = len(results["values"])
+    more = (
+        f" (mean of {count} seeds; median {results['median']:.4f}, standard deviation "
+        f"{results['standard_deviation']:.4f}, best {results['best']:.4f})"
+        if count > 1
+        else ""
+    )
+    return f"{results['split']} {metric} {results['mean']:.4f}{more}"
+
+
+def write_predictions(workdir: Path, job: Job, outputs: Mapping[str, Sequence[np.ndarray]]) -> list[Path]:
+    """A JSON object a line for each example of each split; and, where they are asked for, the forms of GLUE and SQuAD."""
+    written = []
+    kind = job.kind
+    files = [name for name in job.data.task.submission.split(",") if name]
+    for split in job.splits:
+        predictions = kind.predictions(split.examples, split.features, outputs[split.name])
+        lines = [
+            json.dumps({"id": example.id, **kind.shown(example, prediction)}, ensure_ascii=False)
+            for example, prediction in zip(split.examples, predictions)
+        ]
+        written.append(workdir / f"predictions-{split.name}.jsonl")
+        storage.write(written[-1], "\n".join(lines) + "\n")
+        if isinstance(kind, QuestionAnswering):
+            answers = {e.id: kind.answer(p) for e, p in zip(split.examples, predictions)}
+            written.append(workdir / f"squad-{split.name}.json")
+            storage.write(written[-1], json.dumps(answers, ensure_ascii=False, indent=1) + "\n")
+            if kind.has_unanswerable:
+                odds = {e.id: p.null_odds for e, p in zip(split.examples, predictions)}
+                written.append(workdir / f"squad-{split.name}-null-odds.json")
+                storage.write(written[-1], json.dumps(odds, indent=1) + "\n")
+        elif files and split.name in job.data.test:
+            written.append(workdir / files.pop(0))
+            storage.write(written[-1], glue_submission(job, split, predictions, written[-1].stem))
+    return written
+
+
+# Where GLUE takes the names of labels; elsewhere their numbers.
+_BY_NAME = ("MNLI-m", "MNLI-mm", "QNLI", "RTE", "AX")
+
+
+def glue_submission(job: Job, split: Split, predictions: Sequence[Any], name: str) -> str:
+    """Tab-separated index and prediction, as gluebenchmark.com takes them."""
+    labels = job.data.task.labels
+    lines = ["index\tprediction"]
+    for index, prediction in enumerate(predictions):
+        if job.data.task.kind == "regression":
+            shown = f"{min(5.0, max(0.0, prediction)):.3f}"
+        else:
+            best = int(np.argmax(prediction))
+            shown = labels[best] if name in _BY_NAME else str(best)
+        lines.append(f"{index}\t{shown}")
+    return "\n".join(lines) + "\n"

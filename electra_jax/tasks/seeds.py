@@ -1,0 +1,107 @@
+"""Several runs of one task, one after the other: a seed each, collapsed ones repeated, all put together."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from electra_jax import config_loading, storage
+from electra_jax.errors import UserError
+from electra_jax.tasks import results
+from electra_jax.tasks.finetuning import Job
+from electra_jax.tasks.results import SeedResult
+from electra_jax.training.interrupts import Interrupts
+
+
+def run(job: Job, workdir: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Runs every seed that is not done yet, and writes results, predictions and the best seed's model.
+
+    Args:
+      job: the task.
+      workdir: holds a folder for each seed, `results.json`, predictions, `model/`.
+      say: takes lines of text.
+
+    Raises:
+      UserError: where `workdir` holds another task's or configuration's runs.
+      tasks.finetuning.Stopped: after a signal.
+    """
+    _check_same(job, workdir)
+    config, done, collapsed = job.config, [], []
+    following, restarts = config.seed + config.seeds, 0
+    with Interrupts(job.program.mesh, config.train.hang_timeout) as interrupts:
+        waiting = list(range(config.seed, config.seed + config.seeds))
+        while waiting:
+            seed = waiting.pop(0)
+            one = _one(job, seed, workdir / f"seed-{seed}", interrupts, say)
+            if not one.is_collapsed:
+                done.append(one)
+                continue
+            collapsed.append(one)
+            if restarts < config.max_restarts:
+                say(f"WARNING: seed {seed} collapsed, it says the same of everything; seed {following} takes its place")
+                waiting.insert(0, following)
+                following, restarts = following + 1, restarts + 1
+            else:
+                say(f"WARNING: seed {seed} collapsed as well; it counts, as config.max_restarts={config.max_restarts}")
+                done.append(one)
+    return _finish(job, workdir, done, collapsed, say)
+
+
+def _one(job: Job, seed: int, workdir: Path, interrupts: Interrupts, say: Callable[[str], None]) -> SeedResult:
+    found = results.load(workdir, job.splits)
+    if found is not None:
+        return found
+    workdir.mkdir(parents=True, exist_ok=True)
+    outcome = job.run(seed, workdir, interrupts)
+    found = results.save(workdir, job, outcome)
+    for scratch in ("checkpoints", "best"):
+        shutil.rmtree(workdir / scratch, ignore_errors=True)
+    shown = "; ".join(
+        f"{split} " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        for split, figures in outcome.figures.items()
+    )
+    say(f"seed {seed}, step {outcome.step}, {outcome.seconds:.0f} s: {shown}")
+    return found
+
+
+def _finish(
+    job: Job, workdir: Path, done: list[SeedResult], collapsed: list[SeedResult], say: Callable[[str], None]
+) -> dict[str, Any]:
+    best = results.best_of(job, done)
+    for name, value in best.settings.items():
+        setattr(job.kind, name, value)
+    outputs = {split.name: results.average(job, done, split) for split in job.splits} if len(done) > 1 else best.outputs
+    found = results.combine(job, done, collapsed)
+    for path in results.write_predictions(workdir, job, outputs):
+        say(f"wrote {path}")
+    if (workdir / "model").exists():
+        shutil.rmtree(workdir / "model")
+    shutil.copytree(workdir / f"seed-{best.seed}" / "model", workdir / "model")
+    say(f"wrote {workdir / 'model'}, of seed {best.seed}: transformers loads it, and so does electra_jax.predict")
+    storage.write(workdir / "results.json", json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _check_same(job: Job, workdir: Path) -> None:
+    """Refuses to mix runs of different configurations; says so where one is changed that may be."""
+    file = workdir / "config.json"
+    now = {"init": job.encoder.name, **config_loading.to_dict(job.config)}
+    text = json.dumps(now, indent=1)
+    free = {name for name, (_, field) in config_loading.leaves(job.config).items() if field.metadata["on_resume"] == "free"}
+    if file.is_file():
+        before, after = (_flat(json.loads(one)) for one in (file.read_text(), text))
+        for name in before.keys() | after.keys():
+            if name not in free and before.get(name) != after.get(name):
+                raise UserError(
+                    f"{workdir} holds runs with {name}={before.get(name)!r}, now {after.get(name)!r}: put it back, or use "
+                    "another --workdir"
+                )
+    workdir.mkdir(parents=True, exist_ok=True)
+    storage.write(file, text + "\n")
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix.rstrip("."): values}
+    return {name: x for key, part in values.items() for name, x in _flat(part, f"{prefix}{key}.").items()}
