@@ -59,8 +59,10 @@ class Classification(_OfTexts):
         return found
 
     def is_collapsed(self, examples, predictions):
-        predicted = np.argmax(predictions, -1)
-        return len({example.label for example in examples}) > 1 and bool((predicted == predicted[0]).all())
+        expected = np.asarray([example.label for example in examples])
+        return np.ptp(expected) > 0 and metrics.is_chance(
+            metrics.matthews(expected, np.argmax(predictions, -1)), len(expected)
+        )
 
     def average(self, outputs):
         return np.log(np.maximum(special.softmax(np.asarray(outputs, np.float64), axis=-1).mean(0), 1e-30))
@@ -95,8 +97,10 @@ class Regression(_OfTexts):
         return {"pearson": pair[0], "spearman": pair[1], "pearson_spearman": sum(pair) / 2}
 
     def is_collapsed(self, examples, predictions):
-        spread = np.std([example.label for example in examples])
-        return bool(spread > 0 and np.std(predictions) < 1e-3 * spread)
+        expected = np.asarray([example.label for example in examples])
+        return np.ptp(expected) > 0 and metrics.is_chance(
+            metrics.spearman(expected, np.asarray(predictions)), len(expected)
+        )
 
     def average(self, outputs):
         return np.mean(outputs, 0)

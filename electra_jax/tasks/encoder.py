@@ -8,13 +8,14 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from electra_jax.config import Config, ModelConfig, TokenizerConfig
+from electra_jax.config import Config, MeshConfig, ModelConfig, TokenizerConfig
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.encoding import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import importing, sources, tokenizer_files
 from electra_jax.models.electra import Architecture, Params
 from electra_jax.training import checkpoint
+from electra_jax.training.partitioning import make_mesh
 from electra_jax.training.state import abstract_state
 
 
@@ -26,29 +27,34 @@ class Encoder:
       name: where it is from, for messages.
       model: its configuration.
       tokenizer: its vocabulary.
-      params: mesh -> `{"shared", "discriminator": {"encoder"}}`; None for fresh weights.
+      params: mesh -> the parameters, laid out for a mesh or, without one, as NumPy arrays; None for fresh weights.
     """
 
     name: str
     model: ModelConfig
     tokenizer: Tokenizer
-    params: Callable[[Mesh], Params] | None
+    params: Callable[[Mesh | None], Params] | None
 
     def fresh(self) -> "Encoder":
         """The same with random weights instead."""
         return dataclasses.replace(self, name=f"{self.name}, random weights", params=None)
 
 
-def load(path: str) -> Encoder:
+def load(path: str, with_head: bool = False) -> Encoder:
     """The encoder that `DIR[@STEP]` names: a work directory of `train` or `import_checkpoint`, or a model's folder.
 
+    Args:
+      path: to look at.
+      with_head: with the discriminator's head, as a whole model of pretraining; else what fine-tuning begins with,
+        `{"shared", "discriminator": {"encoder"}}`.
+
     Raises:
-      UserError: where it is none of them, or damaged.
+      UserError: where it is none of them, or damaged, or has no such head.
     """
     folder = Path(path).expanduser()
     for place in (folder / "discriminator", folder / "model", folder):
         if (place / "config.json").is_file() and (place / "model.safetensors").is_file():
-            return _of_folder(place)
+            return _of_folder(place, with_head)
     is_workdir = (epath.Path(path.rpartition("@")[0] or path).expanduser() / "checkpoints").is_dir() or (
         epath.Path(path).expanduser() / "checkpoints"
     ).is_dir()
@@ -57,30 +63,41 @@ def load(path: str) -> Encoder:
             f"--init={path}: neither a work directory (with checkpoints/) nor a model's folder (with config.json and "
             "model.safetensors); import_checkpoint makes a work directory of other weights"
         )
-    return _of_run(path)
+    return _of_run(path, with_head)
 
 
-def _of_run(path: str) -> Encoder:
+def _of_run(path: str, with_head: bool) -> Encoder:
     origin = checkpoint.find(path)
     saved = checkpoint.read_saved(origin)
     tokenizer = tokenizer_lib.from_json(saved.tokenizer)
 
-    def params(mesh: Mesh) -> Params:
+    if with_head and saved.config.model.towers == "masked_lm":
+        raise UserError(f"{origin} has no discriminator: it was trained with model.towers=masked_lm")
+
+    def params(mesh: Mesh | None) -> Params:
         architecture = Architecture(saved.config.model, tokenizer.vocab_size)
-        return parts(checkpoint.restore_params(origin, abstract_state(saved.config, architecture, mesh).params))
+        place = mesh or make_mesh(MeshConfig(), jax.local_devices()[:1])
+        found = checkpoint.restore_params(origin, abstract_state(saved.config, architecture, place).params)
+        found = found if with_head else parts(found)
+        return found if mesh else jax.device_get(found)
 
     return Encoder(str(origin), saved.config.model, tokenizer, params)
 
 
-def _of_folder(folder: Path) -> Encoder:
+def _of_folder(folder: Path, with_head: bool) -> Encoder:
     tokenizer = tokenizer_files.read(folder, TokenizerConfig())
     if tokenizer is None:
         raise UserError(f"--init={folder} has no vocabulary that is known here (vocab.txt or spiece.model)")
-    source = sources.from_hugging_face([folder], ModelConfig(towers="masked_lm"))
-    imported = importing.assemble(source, Config(), tokenizer)
-    return Encoder(
-        str(folder), imported.config.model, tokenizer, lambda mesh: jax.device_get(parts(imported.state.params))
+    # Without a generator there is nothing that a single folder could lack.
+    towers = "uniform_generator" if with_head else "masked_lm"
+    imported = importing.assemble(
+        sources.from_hugging_face([folder], ModelConfig(towers=towers)), Config(), tokenizer
     )
+    if with_head and "discriminator head" in imported.fresh:
+        raise UserError(f"{folder} has no discriminator's head, which tells replaced tokens")
+    found = jax.device_get(imported.state.params)
+    found = found if with_head else parts(found)
+    return Encoder(str(folder), imported.config.model, tokenizer, lambda mesh: found)
 
 
 def parts(params: Params) -> Params:

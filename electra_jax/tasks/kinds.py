@@ -54,7 +54,7 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def is_collapsed(self, examples: Sequence[Example], predictions: Sequence[Any]) -> bool:
-        """Whether a model says the same of everything, where not everything is the same."""
+        """Whether a model has learnt nothing: what it says is no better than chance, where there is anything to tell."""
 
     @abc.abstractmethod
     def average(self, outputs: Sequence[np.ndarray]) -> np.ndarray:

@@ -32,6 +32,11 @@ def matthews(expected: np.ndarray, predicted: np.ndarray) -> float:
     return float((one * two).sum() / scale) if scale else 0.0
 
 
+def is_chance(correlation: float, count: int) -> bool:
+    """Whether a correlation (Matthews', Pearson's, Spearman's) of `count` pairs is within two deviations of none at all."""
+    return correlation * count**0.5 < 2.0
+
+
 def pearson(expected: np.ndarray, predicted: np.ndarray) -> float:
     """Linear correlation; 0 where either is constant."""
     return float(stats.pearsonr(expected, predicted)[0]) if _both_vary(expected, predicted) else 0.0

@@ -39,7 +39,7 @@ def run(job: Job, workdir: Path, say: Callable[[str], None]) -> dict[str, Any]:
                 continue
             collapsed.append(one)
             if restarts < config.max_restarts:
-                say(f"WARNING: seed {seed} collapsed, it says the same of everything; seed {following} takes its place")
+                say(f"WARNING: seed {seed} collapsed, it is no better than chance; seed {following} takes its place")
                 waiting.insert(0, following)
                 following, restarts = following + 1, restarts + 1
             else:

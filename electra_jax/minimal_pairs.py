@@ -1,0 +1,92 @@
+"""What an encoder knows of grammar, without training: `python -m electra_jax.minimal_pairs --init=PATH FILE...`
+
+Pairs of sentences that differ in one point, one of them acceptable (BLiMP; Warstadt et al., 2020). The discriminator scores
+a sentence by the log-probability that each of its tokens is the original; the acceptable one should score higher.
+"""
+
+import collections
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from electra_jax import cli
+from electra_jax.errors import UserError
+from electra_jax.models.electra import Architecture, Text
+from electra_jax.tasks import batches, encoder, formats
+from electra_jax.tasks.config import TaskConfig
+from electra_jax.tasks.kinds import Feature, joined
+
+_FIELDS = ("sentence_good", "sentence_bad")
+
+
+def main(argv: list[str]) -> None:
+    parser = cli.parser("electra_jax.minimal_pairs", __doc__.partition("\n\n")[2], with_config=False)
+    parser.add_argument("--init", required=True, metavar="DIR[@STEP]", help="a work directory or an exported discriminator")
+    parser.add_argument("--per_token", action="store_true", help="score by the mean over tokens, not their sum")
+    parser.add_argument("--json", metavar="FILE", help="where the figures go besides the terminal")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="JSON lines with sentence_good and sentence_bad, and maybe UID to group by"
+    )
+    args, _ = cli.parse(parser, argv)
+    scorer = Scorer(encoder.load(args.init, with_head=True), args.per_token)
+    right: dict[str, list[bool]] = collections.defaultdict(list)
+    for name in args.files:
+        rows = list(formats.rows(cli.local_path("FILE", name), TaskConfig(format="jsonl")))
+        for row in rows:
+            for field in _FIELDS:
+                if not str(row.values.get(field, "")).strip():
+                    raise UserError(f"{row.where}: no sentence in field {field!r}")
+        good, bad = (scorer([str(row.values[field]) for row in rows]) for field in _FIELDS)
+        for row, one, other in zip(rows, good, bad):
+            right[str(row.values.get("UID", Path(name).stem))].append(bool(one > other))
+    if not right:
+        raise UserError(f"{', '.join(args.files)}: no pair in there")
+    figures = {name: float(np.mean(found)) for name, found in sorted(right.items())}
+    for name, value in figures.items():
+        print(f"  {name:48} {value:.4f}  of {len(right[name]):,}")
+    figures["accuracy"] = float(np.mean([one for found in right.values() for one in found]))
+    if args.json:
+        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+    print(f"accuracy {figures['accuracy']:.4f} of {sum(map(len, right.values())):,} pairs; chance is 0.5")
+
+
+class Scorer:
+    """Scores sentences by a discriminator."""
+
+    def __init__(self, found: encoder.Encoder, per_token: bool = False, batch_size: int = 64):
+        self._tokenizer, self._per_token, self._size = found.tokenizer, per_token, batch_size
+        self._params, self._longest = found.params(None), found.model.max_position_embeddings
+        self._lengths = batches.lengths_up_to(self._longest)
+        architecture, pad = Architecture(found.model, found.tokenizer.vocab_size), found.tokenizer.special.pad
+
+        @jax.jit
+        def scores(params, input_ids: jax.Array) -> jax.Array:
+            real = input_ids != pad
+            place = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
+            text = Text(input_ids, place, jnp.zeros_like(input_ids), real.astype(jnp.int32))
+            logits = architecture.merge(params).discriminator_logits(text)
+            return jnp.where(real, -jax.nn.softplus(logits), 0).sum(-1)
+
+        self._scores = functools.partial(scores, self._params)
+
+    def __call__(self, sentences: list[str]) -> np.ndarray:
+        """`[N]`; of sentences longer than the model, their beginning."""
+        encoded = self._tokenizer.encode_batch(sentences)
+        features = [
+            Feature(index, *joined([ids[: self._longest - 2]], self._tokenizer), np.float32(0), np.zeros(0))
+            for index, ids in enumerate(encoded)
+        ]
+        sizes, found = np.asarray([len(f.input_ids) for f in features]), np.zeros(len(features))
+        seeds = np.zeros((self._size, 2), np.uint32)
+        for planned in batches.plan(sizes, self._size, self._lengths):
+            made = batches.batch(planned, features, self._size, self._tokenizer.special.pad, False, seeds)
+            found[planned.features] = np.asarray(self._scores(made.input_ids))[: len(planned.features)]
+        return found / sizes if self._per_token else found
+
+
+if __name__ == "__main__":
+    cli.run(main)

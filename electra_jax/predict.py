@@ -1,0 +1,131 @@
+"""Labels text with a fine-tuned model: `python -m electra_jax.predict --model=WORKDIR/model < TEXT`."""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import jax
+import numpy as np
+
+from electra_jax import cli
+from electra_jax.errors import UserError
+from electra_jax.tasks import batches, examples, folder, formats
+from electra_jax.tasks.config import TaskConfig
+from electra_jax.tasks.examples import Example
+from electra_jax.tasks.formats import Row
+from electra_jax.tasks.kinds import Kind
+from electra_jax.tasks.of_kind import predicting
+
+# Examples that are read before they are sorted by length and labelled.
+_BUFFER = 4096
+
+
+def main(argv: list[str]) -> None:
+    parser = cli.parser(
+        "electra_jax.predict",
+        "Labels text: a JSON object a line. Plain text has an example a line, a pair's texts or a question and its context with a "
+        "tab between, words to be tagged with spaces.",
+        with_config=False,
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="a folder that finetune wrote: WORKDIR/model")
+    parser.add_argument("--input", metavar="FILE", default="-", help="text, .jsonl, .tsv, .conll or .conllu (default: standard input)")
+    parser.add_argument("--output", metavar="FILE", default="-", help="where the labels go (default: standard output)")
+    parser.add_argument("--format", choices=("auto", "text", "jsonl", "tsv", "conll", "conllu"), default="auto")
+    parser.add_argument("--batch_size", type=_positive, default=32, metavar="N")
+    args, _ = cli.parse(parser, argv)
+    kind, model, params = folder.read(cli.local_path("--model", args.model))
+    label = Labeller(kind, predicting(model, kind), jax.device_put(params), args.batch_size)
+    with _opened(args.input, "r", sys.stdin) as source, _opened(args.output, "w", sys.stdout) as target:
+        rows = _rows(source, args.input, args.format, kind.task)
+        for chunk in _chunks(rows):
+            found = examples.of_rows(kind.task, chunk)
+            for example, prediction in zip(found, label(found)):
+                shown = {"id": example.id, **kind.shown(example, prediction)}
+                target.write(json.dumps(shown, ensure_ascii=False) + "\n")
+            target.flush()
+
+
+class Labeller:
+    """A model that is called with examples."""
+
+    def __init__(self, kind: Kind, architecture, params, batch_size: int):
+        self._kind, self._params, self._size = kind, params, batch_size
+        self._lengths = batches.lengths_up_to(kind.task.max_length)
+        pad = kind.tokenizer.special.pad
+        self._logits = jax.jit(lambda params, ids, types: architecture.merge(params)(ids, types, pad, None))
+
+    def __call__(self, found: list[Example]) -> list:
+        """A prediction each."""
+        kind, size = self._kind, self._size
+        features = kind.features(found)
+        sizes = np.asarray([len(feature.input_ids) for feature in features])
+        outputs: list = [None] * len(features)
+        seeds = np.zeros((size, 2), np.uint32)
+        for planned in batches.plan(sizes, size, self._lengths):
+            made = batches.batch(planned, features, size, kind.tokenizer.special.pad, kind.by_token, seeds)
+            logits = np.asarray(self._logits(self._params, made.input_ids, made.token_type_ids))
+            for row, index in enumerate(planned.features):
+                outputs[index] = logits[row] if kind.head == "sequence" else logits[row, : sizes[index]]
+        return kind.predictions(found, features, outputs)
+
+
+def _rows(source: IO[str], name: str, form: str, task: TaskConfig) -> Iterator[Row]:
+    if form == "auto":
+        form = {".jsonl": "jsonl", ".tsv": "tsv", ".conll": "conll", ".conllu": "conllu"}.get(Path(name).suffix, "text")
+    if form != "text":
+        return formats.from_lines(source, name, form, task)
+    return _text(source, name, task)
+
+
+def _text(lines: Iterable[str], name: str, task: TaskConfig) -> Iterator[Row]:
+    """Lines of plain text as rows of the fields that the task reads."""
+    names = {"tagging": ("tokens",), "question_answering": ("question", "context")}.get(task.kind)
+    if names is None:
+        one, two = (field.split("|")[0] for field in (task.text, task.text_pair))
+        names = tuple(filter(None, (one, two))) or ("text_a", "text_b")
+    for number, line in enumerate(lines):
+        where, cells = f"{name}:{number + 1}", line.rstrip("\r\n").split("\t")
+        if not line.strip():
+            raise UserError(f"{where} is empty; an example a line")
+        fields = ("text",) if len(cells) == 1 and not task.text and task.kind in ("classification", "regression") else names
+        if len(cells) != len(fields):
+            raise UserError(f"{where} has {len(cells)} parts, the task reads {len(fields)}: {' and '.join(fields)}")
+        yield Row(where, number, dict(zip(fields, cells)))
+
+
+def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    chunk: list[Row] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == _BUFFER:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+@contextlib.contextmanager
+def _opened(path: str, mode: str, standard: IO[str]) -> Iterator[IO[str]]:
+    if path == "-":
+        yield standard
+        return
+    try:
+        file = open(path, mode, encoding="utf-8")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened ({error.strerror})") from None
+    with file:
+        yield file
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; it must be a number above 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    cli.run(main)
