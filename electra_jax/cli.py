@@ -13,7 +13,7 @@ import absl.logging
 import ml_collections
 from etils import epath
 
-from electra_jax import config_loading, storage
+from electra_jax import config_loading, config_values, storage
 from electra_jax.config import Config
 from electra_jax.errors import RunFailed, UserError
 
@@ -110,7 +110,7 @@ def read_config(path: str) -> dict[str, Any]:
 def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> Config:
     """A configuration from nested values and overrides."""
     for name, text in overrides:
-        values = config_loading.override(values, name, text)
+        values = config_values.override(values, name, text, Config)
     config = config_loading.from_dict(values)
     directory("config.data.directory", config.data.directory)
     for part in config.data.source.split(","):

@@ -6,7 +6,7 @@ from typing import Any
 
 import filelock
 
-from electra_jax import cli, config_loading, memory
+from electra_jax import cli, config_values, memory
 from electra_jax.errors import UserError
 from electra_jax.tasks import config as task_config
 from electra_jax.tasks import encoder as encoders
@@ -18,12 +18,18 @@ from electra_jax.tasks.finetuning import Job, Stopped
 
 def main(argv: list[str]) -> int:
     parser = cli.parser(
-        "electra_jax.finetune", "Fine-tunes a pretrained encoder. The same command run again goes on where it was stopped."
+        "electra_jax.finetune",
+        "Fine-tunes a pretrained encoder. The same command run again goes on where it was stopped.",
     )
     parser.add_argument(
-        "--init", required=True, metavar="DIR[@STEP]", help="the encoder: a work directory, or an exported or imported model"
+        "--init",
+        required=True,
+        metavar="DIR[@STEP]",
+        help="the encoder: a work directory, or an exported or imported model",
     )
-    parser.add_argument("--random_weights", action="store_true", help="of --init only sizes and vocabulary: the baseline")
+    parser.add_argument(
+        "--random_weights", action="store_true", help="of --init only sizes and vocabulary: the baseline"
+    )
     parser.add_argument(
         "--workdir", metavar="DIR", help="where everything about the runs goes (default: runs/finetune-CONFIG-TASK)"
     )
@@ -51,16 +57,16 @@ def load_config(path: str, overrides: list[tuple[str, str]]) -> FinetuneConfig:
     """The configuration of `FILE` or `FILE:WORD`, with overrides; raises `UserError` for anything wrong in it."""
     values = cli.read_config(path)
     for name, text in overrides:
-        values = config_loading.override(values, name, text, FinetuneConfig)
+        values = config_values.override(values, name, text, FinetuneConfig)
     return task_config.from_dict(values)
 
 
 def _task(config: FinetuneConfig, encoder: Encoder, workdir: Path) -> dict[str, Any]:
     data = examples.load(config.task)
+    job = Job(config, data, encoder, _say)
     cli.make_directory("--workdir", workdir)
     try:
         with filelock.FileLock(workdir / ".lock", timeout=0):
-            job = Job(config, data, encoder, _say)
             counts = ", ".join(f"{split.name} {len(split.examples):,}" for split in job.splits)
             _say(f"{data.task.kind} from {encoder.name}: train {len(job.train):,} features, {counts}")
             return seeds.run(job, workdir, _say)

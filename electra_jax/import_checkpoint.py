@@ -4,7 +4,7 @@ import pprint
 import shlex
 from pathlib import Path
 
-from electra_jax import cli, config_loading
+from electra_jax import cli, config_loading, config_values
 from electra_jax.config import Config
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.tokenizer import Tokenizer
@@ -111,7 +111,7 @@ def _tokenizer(config: Config, folder: Path) -> Tokenizer:
 
 def _check_overrides(overrides: list[tuple[str, str]], asked: Config, made: Config, path: str) -> None:
     """Refuses a setting given on the command line that the checkpoint determines otherwise."""
-    wanted, found = config_loading.leaves(asked), config_loading.leaves(made)
+    wanted, found = config_values.leaves(asked), config_values.leaves(made)
     for name, text in overrides:
         if name not in ("tokenizer.vocab_file", "tokenizer.vocab_size") and wanted[name][0] != found[name][0]:
             raise UserError(f"--config.{name}={text} cannot work: {path} makes it {found[name][0]!r}; leave it out")

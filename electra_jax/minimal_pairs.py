@@ -25,11 +25,16 @@ _FIELDS = ("sentence_good", "sentence_bad")
 
 def main(argv: list[str]) -> None:
     parser = cli.parser("electra_jax.minimal_pairs", __doc__.partition("\n\n")[2], with_config=False)
-    parser.add_argument("--init", required=True, metavar="DIR[@STEP]", help="a work directory or an exported discriminator")
+    parser.add_argument(
+        "--init", required=True, metavar="DIR[@STEP]", help="a work directory or an exported discriminator"
+    )
     parser.add_argument("--per_token", action="store_true", help="score by the mean over tokens, not their sum")
     parser.add_argument("--json", metavar="FILE", help="where the figures go besides the terminal")
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="JSON lines with sentence_good and sentence_bad, and maybe UID to group by"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="JSON lines with sentence_good and sentence_bad, and maybe UID to group by",
     )
     args, _ = cli.parse(parser, argv)
     scorer = Scorer(encoder.load(args.init, with_head=True), args.per_token)

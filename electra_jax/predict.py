@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
         with_config=False,
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="a folder that finetune wrote: WORKDIR/model")
-    parser.add_argument("--input", metavar="FILE", default="-", help="text, .jsonl, .tsv, .conll or .conllu (default: standard input)")
+    parser.add_argument("--input", metavar="FILE", default="-", help="default: standard input")
     parser.add_argument("--output", metavar="FILE", default="-", help="where the labels go (default: standard output)")
     parser.add_argument("--format", choices=("auto", "text", "jsonl", "tsv", "conll", "conllu"), default="auto")
     parser.add_argument("--batch_size", type=_positive, default=32, metavar="N")
@@ -91,7 +91,9 @@ def _text(lines: Iterable[str], name: str, task: TaskConfig) -> Iterator[Row]:
         where, cells = f"{name}:{number + 1}", line.rstrip("\r\n").split("\t")
         if not line.strip():
             raise UserError(f"{where} is empty; an example a line")
-        fields = ("text",) if len(cells) == 1 and not task.text and task.kind in ("classification", "regression") else names
+        fields = (
+            ("text",) if len(cells) == 1 and not task.text and task.kind in ("classification", "regression") else names
+        )
         if len(cells) != len(fields):
             raise UserError(f"{where} has {len(cells)} parts, the task reads {len(fields)}: {' and '.join(fields)}")
         yield Row(where, number, dict(zip(fields, cells)))

@@ -6,7 +6,7 @@ import json
 import pytest
 from conftest import ROOT, small_config
 
-from electra_jax import cli, config_loading
+from electra_jax import cli, config_loading, config_values
 from electra_jax import config as config_lib
 from electra_jax.errors import UserError
 
@@ -145,7 +145,7 @@ def test_unknown_generator_width_is_refused():
 
 
 def test_resume_rules_cover_every_field():
-    for name, (_, field) in config_loading.leaves(config_lib.Config()).items():
+    for name, (_, field) in config_values.leaves(config_lib.Config()).items():
         assert field.metadata["on_resume"] in (config_lib.FREE, config_lib.WARN, config_lib.REFUSE), name
         assert field.metadata["doc"], name
 

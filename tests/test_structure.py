@@ -11,7 +11,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # What each room may import of ours, besides its own modules, errors and storage.
 ALLOWED = {
     "config": set(),
-    "config_loading": {"config"},
+    "config_loading": {"config", "config_values"},
+    "config_values": set(),
     "errors": set(),
     "data": {"config"},
     "models": {"config"},
@@ -20,11 +21,24 @@ ALLOWED = {
     "reporting": {"config"},
     "analysis": {"config", "models"},
     "interop": {"models", "training", "data", "config", "config_loading"},
+    "tasks": {
+        "models",
+        "objectives",
+        "training",
+        "reporting",
+        "data",
+        "interop",
+        "config",
+        "config_loading",
+        "config_values",
+        "memory",
+    },
 }
 COMMANDS = {path.stem for path in PACKAGE.glob("*.py")} - {
     "__init__",
     "config",
     "config_loading",
+    "config_values",
     "errors",
     "memory",
     "cli",

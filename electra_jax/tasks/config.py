@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from electra_jax import config_loading
+from electra_jax import config_loading, config_values
 from electra_jax.config import (
     FREE,
     REFUSE,
@@ -36,7 +36,9 @@ class TaskConfig:
         "auto", "`auto`: by the names of the files", REFUSE
     )
     train: str = setting("", "file or split to train on (default: train.* in path)", REFUSE)
-    validation: str = setting("", "to choose by; of several, comma-separated, the first (default: validation.*)", REFUSE)
+    validation: str = setting(
+        "", "to choose by; of several, comma-separated, the first (default: validation.*)", REFUSE
+    )
     test: str = setting("", "to report, likewise; without labels it is only predicted (default: test.*)", REFUSE)
     text: str = setting("", "field or column of the text, or NAME|NAME: the first there is (default: text)", REFUSE)
     text_pair: str = setting("", "of the second text (default: text_b, beside text_a)", REFUSE)
@@ -44,7 +46,9 @@ class TaskConfig:
     labels: tuple[str, ...] = setting((), "their names in order (default: of info.json, or those of train)", REFUSE)
     metric: str = setting("", "that is chosen by and reported (default: of info.json, or the kind's)", WARN)
     max_length: int = setting(128, "tokens of an example, special ones included; longer texts are cut", REFUSE)
-    double_unordered: bool = setting(False, "train on pairs in both orders, as the reference for MRPC and STS-B", REFUSE)
+    double_unordered: bool = setting(
+        False, "train on pairs in both orders, as the reference for MRPC and STS-B", REFUSE
+    )
     tags: Literal["as_given", "bioes"] = setting("as_given", "spans in BIO may be predicted as BIOES", REFUSE)
     doc_stride: int = setting(128, "question answering: tokens from one window of a long context to the next", REFUSE)
     max_query_length: int = setting(64, "tokens of a question", REFUSE)
@@ -60,7 +64,9 @@ class FinetuneModelConfig:
 
     hidden_dropout_prob: float = setting(0.1, "dropout on embeddings and on each sub-layer's output", WARN)
     attention_probs_dropout_prob: float = setting(0.1, "dropout on attention weights", WARN)
-    classifier_dropout: float = setting(0.1, "dropout before the head: on the first token's vector, or every one's", WARN)
+    classifier_dropout: float = setting(
+        0.1, "dropout before the head: on the first token's vector, or every one's", WARN
+    )
     dtype: Literal["float32", "bfloat16"] = setting("float32", "of the training; predictions are float32", WARN)
     attention: Literal["auto", "reference", "pallas", "cudnn"] = setting("auto", "as in pretraining", FREE)
 
@@ -121,7 +127,7 @@ class FinetuneConfig:
 
 def from_dict(values: Mapping[str, Any]) -> FinetuneConfig:
     """Builds and validates; raises `UserError` for anything that cannot work."""
-    config = config_loading.build(FinetuneConfig, values)
+    config = config_values.build(FinetuneConfig, values)
     config_loading.refuse(config, (*config_loading.ranges(config), *_checks(config)))
     return config
 

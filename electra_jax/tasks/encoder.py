@@ -90,9 +90,7 @@ def _of_folder(folder: Path, with_head: bool) -> Encoder:
         raise UserError(f"--init={folder} has no vocabulary that is known here (vocab.txt or spiece.model)")
     # Without a generator there is nothing that a single folder could lack.
     towers = "uniform_generator" if with_head else "masked_lm"
-    imported = importing.assemble(
-        sources.from_hugging_face([folder], ModelConfig(towers=towers)), Config(), tokenizer
-    )
+    imported = importing.assemble(sources.from_hugging_face([folder], ModelConfig(towers=towers)), Config(), tokenizer)
     if with_head and "discriminator head" in imported.fresh:
         raise UserError(f"{folder} has no discriminator's head, which tells replaced tokens")
     found = jax.device_get(imported.state.params)

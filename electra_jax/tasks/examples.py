@@ -64,9 +64,7 @@ def load(task: TaskConfig) -> TaskData:
     splits = {name: source.splits(name) for name in ("train", "validation", "test")}
     if not splits["train"]:
         raise UserError(f"config.task.path={task.path}: nothing to train on there; {source.expected('train')}")
-    rows = {
-        name: {split: list(source.rows(place)) for split, place in found.items()} for name, found in splits.items()
-    }
+    rows = {name: {split: list(source.rows(place)) for split, place in found.items()} for name, found in splits.items()}
     for split, found in itertools.chain.from_iterable(part.items() for part in rows.values()):
         if not found:
             raise UserError(f"config.task.path={task.path}: {split} holds no example")

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from electra_jax import config_loading
+from electra_jax import config_values
 from electra_jax.config import ModelConfig
 from electra_jax.errors import UserError
 from electra_jax.interop import huggingface, names, tokenizer_files
@@ -75,7 +75,7 @@ def read(folder: Path) -> tuple[Kind, ModelConfig, Params]:
     saved = read_json(folder / "task.json")
     body = encoder.load(str(folder))
     try:
-        task = config_loading.build(TaskConfig, saved["task"])
+        task = config_values.build(TaskConfig, saved["task"])
         kind = make_kind(task, body.tokenizer)
         for name, value in saved["settings"].items():
             setattr(kind, name, value)

@@ -59,8 +59,8 @@ class Source:
         """What the folder's `info.json`, or the data set, says of the task; may be empty."""
         if not self._is_tfds:
             return info_of(self._folder)
-        feature = self._builder.info.features.get(self._task.label)
-        names = getattr(feature, "names", None)
+        features = self._builder.info.features
+        names = self._task.label in features and getattr(features[self._task.label], "names", None)
         return {"labels": names} if names else {}
 
     def splits(self, part: str) -> dict[str, str]:
@@ -191,7 +191,7 @@ def _squad(path: Path) -> Iterator[Row]:
     number = 0
     try:
         articles = json.loads(path.read_text(encoding="utf-8"))["data"]
-        for place, article in enumerate(articles):
+        for article in articles:
             for paragraph in article["paragraphs"]:
                 for question in paragraph["qas"]:
                     where = f"{path}: question {question['id']}"
@@ -204,8 +204,7 @@ def _squad(path: Path) -> Iterator[Row]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno} is no JSON ({error.msg})") from None
     except (KeyError, TypeError) as error:
-        at = f", article {place}" if number else ""
-        raise UserError(f"{path}{at}: not in the form of SQuAD, data > paragraphs > qas ({error!r})") from None
+        raise UserError(f"{path}, after {number:,} questions: not SQuAD's form, data > paragraphs > qas ({error!r})") from None
 
 
 def _tfds_builder(name: str) -> Any:
@@ -227,7 +226,19 @@ def _tfds_builder(name: str) -> Any:
 
 
 def _tfds_rows(builder: Any, split: str) -> Iterator[Row]:
-    for number, record in enumerate(builder.as_data_source(split=split)):
+    try:
+        records = builder.as_data_source(split=split)
+    except NotImplementedError:  # prepared in another format than ArrayRecord
+        try:
+            import tensorflow_datasets as tfds
+
+            records = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
+        except ImportError:
+            raise UserError(
+                f"config.task.path: {builder.info.full_name} is stored in a format that TensorFlow reads, an extra: "
+                "pip install 'electra_jax[tensorflow]'"
+            ) from None
+    for number, record in enumerate(records):
         yield Row(f"{builder.info.full_name} {split}, example {number}", number, _plain(record))
 
 

@@ -72,10 +72,10 @@ class Kind(abc.ABC):
         """What is trained on of the labelled examples."""
         return list(examples)
 
-    def fit(self, examples: Sequence[Example]) -> None:
+    def fit(self, examples: Sequence[Example]) -> None:  # noqa: B027 - most have nothing to look at
         """Looks at the training examples, where targets depend on them."""
 
-    def tune(self, examples: Sequence[Example], predictions: Sequence[Any]) -> None:
+    def tune(self, examples: Sequence[Example], predictions: Sequence[Any]) -> None:  # noqa: B027
         """Looks at the predictions for the validation set, where a threshold is to be chosen."""
 
     def settings(self) -> dict[str, Any]:
@@ -111,12 +111,8 @@ def check_vocabulary(features: Sequence[Feature], tokenizer: Tokenizer, name: st
 
 def cut_pair(one: int, two: int, room: int) -> tuple[int, int]:
     """How many tokens of a pair fit: the longer loses the last of its tokens first, as in BERT."""
-    if one + two <= room:
-        return one, two
-    shorter = min(one, two, room // 2)
-    if one <= two:
-        return shorter, room - shorter
-    return room - shorter, shorter
+    first = min(one, max(room - two, (room + 1) // 2))
+    return first, min(two, room - first)
 
 
 def joined(parts: Sequence[np.ndarray], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:

@@ -30,14 +30,18 @@ def make_kind(task: TaskConfig, tokenizer: Tokenizer) -> Kind:
 
 def module_of(kind: Kind, classifier_dropout: float = 0.0) -> functools.partial:
     """What `Architecture` and `Program` make a model of."""
-    return functools.partial(
-        TaskModel, head=kind.head, num_outputs=kind.num_outputs, dropout_rate=classifier_dropout
-    )
+    return functools.partial(TaskModel, head=kind.head, num_outputs=kind.num_outputs, dropout_rate=classifier_dropout)
 
 
 def predicting(model: ModelConfig, kind: Kind) -> Architecture:
     """The model as predictions are made by: in float32, the plain attention."""
     plain = dataclasses.replace(
-        model, towers="masked_lm", tied_embeddings=True, dtype="float32", attention="reference", remat="none", unroll="auto"
+        model,
+        towers="masked_lm",
+        tied_embeddings=True,
+        dtype="float32",
+        attention="reference",
+        remat="none",
+        unroll="auto",
     )
     return Architecture(plain, kind.tokenizer.vocab_size, module_of(kind))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from electra_jax import config_loading, storage
+from electra_jax import config_loading, config_values, storage
 from electra_jax.errors import UserError
 from electra_jax.tasks import results
 from electra_jax.tasks.finetuning import Job
@@ -88,7 +88,9 @@ def _check_same(job: Job, workdir: Path) -> None:
     file = workdir / "config.json"
     now = {"init": job.encoder.name, **config_loading.to_dict(job.config)}
     text = json.dumps(now, indent=1)
-    free = {name for name, (_, field) in config_loading.leaves(job.config).items() if field.metadata["on_resume"] == "free"}
+    free = {
+        name for name, (_, field) in config_values.leaves(job.config).items() if field.metadata["on_resume"] == "free"
+    }
     if file.is_file():
         before, after = (_flat(json.loads(one)) for one in (file.read_text(), text))
         for name in before.keys() | after.keys():

@@ -67,7 +67,9 @@ class Tagging(Kind):
             )
         }
         if any(label.startswith(("B-", "S-")) for label in self.task.labels):
-            sets = ([metrics.spans([self.task.labels[tag] for tag in row]) for row in rows] for rows in (expected, tags))
+            sets = (
+                [metrics.spans([self.task.labels[tag] for tag in row]) for row in rows] for rows in (expected, tags)
+            )
             names = ("span_precision", "span_recall", "span_f1")
             found |= zip(names, metrics.span_precision_recall_f1(*sets))
         return found

@@ -37,9 +37,7 @@ def evaluation_step(
     return {"means": {**terms.losses, **terms.metrics}, "histogram": terms.histogram}
 
 
-def make_evaluation_step(
-    architecture: Architecture, objective: Pretraining, mesh: Mesh, params: Params
-) -> EvalStep:
+def make_evaluation_step(architecture: Architecture, objective: Pretraining, mesh: Mesh, params: Params) -> EvalStep:
     """`evaluation_step`, jitted for `mesh`; `params` is the tree as shapes with shardings."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
     batch = NamedSharding(mesh, BATCH)

@@ -1,0 +1,345 @@
+"""Fine-tuning from the command to the model that transformers loads, in real processes where signals matter."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import task_data
+from conftest import ROOT, process_env, run_module
+from runs import make_run
+
+from electra_jax.errors import UserError
+from electra_jax.finetune import load_config
+from electra_jax.tasks import config as task_config
+from electra_jax.tasks import encoder, examples, folder
+from electra_jax.tasks.finetuning import Job
+
+CONFIG = f"--config={ROOT / 'configs/finetune/jsonl.py'}"
+FAST = [
+    "--config.task.max_length=32", "--config.seeds=1", "--config.optimizer.learning_rate=3e-3", "--config.model.dtype=float32",
+    "--config.optimizer.layerwise_decay=1.0", "--config.reporting.interval_steps=1", "--config.checkpoint.save_interval_steps=3",
+]  # fmt: skip
+SEEDS = ["--config.seeds=3", "--config.max_restarts=0", "--config.train.epochs=2"]
+KINDS = ["classification", "pair classification", "regression", "tagging", "question answering"]
+TRANSFORMERS = {
+    "classification": "SequenceClassification", "pair classification": "SequenceClassification",
+    "regression": "SequenceClassification", "tagging": "TokenClassification", "question answering": "QuestionAnswering",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A pretrained run, and a task of each kind."""
+    root = tmp_path_factory.mktemp("finetune")
+    make_run(root / "pretrained", steps=(0,))
+    for kind in KINDS:
+        task_data.make(root / kind.replace(" ", "_"), kind)
+    return root
+
+
+def task_of(place, kind):
+    return f"--config.task.path={place / kind.replace(' ', '_')}"
+
+
+def finetune(place, kind, workdir, *flags):
+    return run_module(
+        "finetune", CONFIG, task_of(place, kind), "--init=pretrained", f"--workdir={workdir}", *FAST, *flags, cwd=place
+    )
+
+
+def results(place, workdir):
+    return json.loads((place / workdir / "results.json").read_text())
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_learns_and_transformers_says_the_same(place, kind):
+    import torch
+    import transformers
+
+    workdir = kind.replace(" ", "-")
+    done = finetune(place, kind, workdir, "--config.train.epochs=24")
+    assert done.returncode == 0, done.stderr
+    found = results(place, workdir)
+    last = done.stdout.strip().splitlines()[-1]
+    assert re.fullmatch(rf"test {found['metric']} \d\.\d{{4}}", last) and f"{found['mean']:.4f}" in last
+    # Above what no text at all would give: chance is 0.5 of two labels, 0 of a correlation.
+    assert found["mean"] > {"classification": 0.7, "pair classification": 0.4, "regression": 0.3}.get(kind, 0.2), last
+
+    # The model as transformers loads it, on the same ids: the same logits as predict goes by.
+    path = place / workdir / "model"
+    kind_of, model, params = folder.read(path)
+    theirs = getattr(transformers, f"AutoModelFor{TRANSFORMERS[kind]}").from_pretrained(path).eval()
+    config = task_config.from_dict({"task": {"path": str(place / kind.replace(" ", "_")), "max_length": 32}})
+    tests = examples.load(config.task).test["test"][:8]
+    from electra_jax.tasks.of_kind import predicting
+
+    architecture = predicting(model, kind_of)
+    for feature in kind_of.features(tests):
+        ids, types = (x[None] for x in (feature.input_ids, feature.token_type_ids))
+        ours = architecture.merge(params)(ids, types, 0, None)
+        with torch.no_grad():
+            out = theirs(torch.tensor(ids, dtype=torch.long), token_type_ids=torch.tensor(types, dtype=torch.long))
+        logits = torch.stack([out.start_logits, out.end_logits], -1) if kind == "question answering" else out.logits
+        np.testing.assert_allclose(ours, logits.numpy(), atol=1e-4, rtol=0)
+    if "classification" in kind or kind == "tagging":
+        assert tuple(theirs.config.id2label.values()) == kind_of.task.labels
+
+    # predict says what finetune wrote down, from the file and by itself from the text.
+    said = run_module(
+        "predict", f"--model={path}", f"--input={place / kind.replace(' ', '_') / 'test.jsonl'}", cwd=place
+    )
+    assert said.returncode == 0, said.stderr
+    for one, other in zip(said.stdout.splitlines(), lines(place / workdir / "predictions-test.jsonl"), strict=True):
+        one = json.loads(one)
+        for name in ("label", "tags", "answer"):
+            assert one.get(name) == other.get(name)
+        if "score" in other:
+            assert one["score"] == pytest.approx(other["score"], abs=2e-5)
+
+
+@pytest.mark.slow
+def test_several_seeds_and_their_average(place):
+    done = finetune(place, "classification", "seeds", *SEEDS)
+    assert done.returncode == 0, done.stderr
+    found = results(place, "seeds")
+    values = np.asarray(found["values"])
+    assert len({json.dumps(one["seed"]) for one in found["seeds"]}) == len(values) == 3
+    assert found["mean"] == pytest.approx(values.mean()) and found["median"] == pytest.approx(np.median(values))
+    assert found["standard_deviation"] == pytest.approx(values.std(ddof=1)) and found["best"] == values.max()
+    assert re.search(r"test accuracy \d\.\d{4} \(mean of 3 seeds; median .*, standard deviation .*, best", done.stdout)
+    # The average of predictions, from what each seed's own model says.
+    scores = []
+    for seed in range(3):
+        said = run_module(
+            "predict", f"--model=seeds/seed-{seed}/model", f"--input={place}/classification/test.jsonl", cwd=place
+        )
+        scores.append([[*json.loads(line)["scores"].values()] for line in said.stdout.splitlines()])
+    expected = np.mean(scores, 0)
+    written = [[*line["scores"].values()] for line in lines(place / "seeds" / "predictions-test.jsonl")]
+    np.testing.assert_allclose(written, expected, atol=1e-4)
+    labels = [row["label"] for row in lines(place / "classification" / "test.jsonl")]
+    accuracy = (np.argmax(expected, -1) == labels).mean()
+    assert found["average_of_predictions"]["test"]["accuracy"] == pytest.approx(accuracy)
+    # Again: all is done. With another task's settings: refused.
+    again = finetune(place, "classification", "seeds", *SEEDS)
+    assert again.returncode == 0 and "step 1/" not in again.stdout and results(place, "seeds") == found
+    other = finetune(place, "classification", "seeds", *SEEDS[:-1], "--config.train.epochs=3")
+    assert other.returncode == 2 and "train.epochs=2.0, now 3.0: put it back" in other.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(place):
+    flags = ["--config.train.epochs=4", "--config.evaluation.interval_epochs=1.0"]
+    whole = finetune(place, "classification", "whole", *flags)
+    assert whole.returncode == 0, whole.stderr
+    command = [
+        sys.executable,
+        "-m",
+        "electra_jax.finetune",
+        CONFIG,
+        task_of(place, "classification"),
+        "--init=pretrained",
+    ]
+    command += ["--workdir=stopped", *FAST, *flags]
+    for number, status in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+        process = subprocess.Popen(
+            command, cwd=place, env=process_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        path, seen = place / "stopped" / "seed-0" / "metrics.jsonl", 0
+        before = len(lines(path)) if path.exists() else 0
+        end = time.monotonic() + 120
+        while seen <= before and process.poll() is None and time.monotonic() < end:
+            seen = path.read_text().count("\n") if path.exists() else 0
+            time.sleep(0.002)
+        process.send_signal(number)
+        output = process.communicate(timeout=120)[0]
+        assert process.returncode == status, output
+        assert re.search(r"(preempted|stopped) at step \d+ of 20, seed 0; the same command goes on", output), output
+    last = finetune(place, "classification", "stopped", *flags)
+    assert last.returncode == 0 and "going on from" in last.stdout, last.stderr
+    one, other = (results(place, name) for name in ("whole", "stopped"))
+    for found in (one, other):
+        for seed in found["seeds"]:
+            seed.pop("seconds")
+    assert one == other
+    both = [np.load(place / name / "seed-0" / "outputs.npz") for name in ("whole", "stopped")]
+    assert all((both[0][name] == both[1][name]).all() for name in both[0].files)
+
+
+@pytest.mark.slow
+def test_early_stopping_keeps_the_best(place):
+    """A rate that soon spoils what was learnt: the run ends before its last step, with the weights of its best evaluation."""
+    done = finetune(
+        place, "classification", "early", "--config.train.epochs=40", "--config.evaluation.patience=2",
+        "--config.optimizer.learning_rate=2e-2", "--config.max_restarts=0", "--config.evaluation.interval_epochs=1.0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in lines(place / "early" / "seed-0" / "metrics.jsonl") if "eval/accuracy" in row]
+    values = [row["eval/accuracy"] for row in rows]
+    found = results(place, "early")
+    assert rows[-1]["step"] < 200 and len(values) - 1 - int(np.argmax(values)) == 2
+    assert found["seeds"][0]["step"] == rows[int(np.argmax(values))]["step"]
+    assert found["figures"]["validation"]["accuracy"]["values"] == [max(values)]
+
+
+@pytest.mark.slow
+def test_a_collapsed_run_is_repeated_with_another_seed(place):
+    done = finetune(
+        place, "classification", "collapsed", "--config.optimizer.learning_rate=5.0", "--config.max_restarts=1", "--config.seeds=1",
+        "--config.optimizer.clip_norm=1000.0", "--config.evaluation.select=last", "--config.train.epochs=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = results(place, "collapsed")
+    assert "seed 0 collapsed, it is no better than chance; seed 1 takes its place" in done.stdout
+    assert [one["seed"] for one in found["collapsed"]] == [0, 1] and [one["seed"] for one in found["seeds"]] == [1]
+
+
+@pytest.fixture(scope="module")
+def tiny_job(place):
+    """A job to look into."""
+
+    def make(kind="classification", **sections):
+        values = {"task": {"path": str(place / kind.replace(" ", "_")), "max_length": 32}, **sections}
+        config = task_config.from_dict(values)
+        return Job(config, examples.load(config.task), encoder.load(str(place / "pretrained")), print)
+
+    return make
+
+
+def test_the_steps_of_seeds_share_one_program_and_differ(tiny_job):
+    job = tiny_job()
+    one, other = job.initial(0), job.initial(1)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), one, other)
+    assert all(jax.tree.leaves(same["shared"])) and all(jax.tree.leaves(same["discriminator"]))
+    assert not same["head"]["output"]["kernel"]
+    fresh = Job(job.config, job.data, job.encoder.fresh(), print).initial(0)
+    assert not (fresh["shared"]["word"] == one["shared"]["word"]).any()
+
+
+def test_layers_have_rates_of_their_own(tiny_job):
+    """After one step of plain signs, parameters have moved in the ratio of their rates (reference, 1.4 point 18)."""
+    from electra_jax.training.optimizer import layer_rates
+
+    for rule, powers in (("fixed", (1, 2, 3)), ("reference", (2, 3, 4))):
+        job = tiny_job(optimizer={"layerwise_decay": 0.5, "layerwise_rule": rule})
+        rates = layer_rates(job.program.architecture.shapes, job.run_config.optimizer)
+        top, below = rates["discriminator"]["encoder"]["layers"]["output"]["bias"].reshape(-1)[::-1]
+        assert (top, below) == (0.5 ** powers[0], 0.5 ** powers[1])
+        assert rates["head"]["output"]["kernel"] == 1 and rates["shared"]["word"] == 0.5 ** powers[2]
+
+
+def test_a_batch_of_padded_rows_has_the_loss_of_the_others(tiny_job):
+    """Rows without a feature weigh nothing, and length of padding changes nothing."""
+    from electra_jax.tasks import batches
+
+    job = tiny_job("tagging")
+    params, losses = job.initial(0), []
+    module = job.program.architecture.merge(params)
+    for rows, length in ((4, 32), (7, 40)):
+        planned = batches.Planned(length, np.arange(4))
+        made = batches.batch(planned, job.train, rows, 0, True, np.zeros((rows, 2), np.uint32))
+        made = made._replace(
+            input_ids=made.input_ids[:, :32], token_type_ids=made.token_type_ids[:, :32], target=made.target[:, :32]
+        )
+        terms = job.program.objective.terms(_without_dropout(module), made)
+        losses.append(float(terms.losses["task_loss"].total / terms.losses["task_loss"].weight))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def _without_dropout(module):
+    return lambda ids, types, pad, noise: module(ids, types, pad, None)
+
+
+BAD = [
+    (["--init=nothing"], "--init=nothing: neither a work directory"),
+    (["--init=pretrained@3"], "pretrained@3: no such step"),
+    (["--init=pretrained", "--config.task.max_length=64"], "config.task.max_length=64 cannot work: pretrained"),
+    (["--init=pretrained", "--config.task.metric=f2"], "config.task.metric='f2' cannot work"),
+    (["--init=pretrained", "--config.task.path="], "config.task.path='' cannot work"),
+    (["--init=pretrained", "--config.train.batch_size=0"], "config.train.batch_size=0 cannot work"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD)
+def test_bad_input_is_one_line(place, monkeypatch, capsys, flags, message):
+    from electra_jax import cli, finetune
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(
+        sys, "argv", ["finetune", CONFIG, task_of(place, "classification"), *FAST, "--workdir=bad", *flags]
+    )
+    with pytest.raises(SystemExit) as end:
+        cli.run(finetune.main)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and message in error
+    assert not (place / "bad").exists()
+
+
+def test_predict_refuses_what_it_cannot_read(place):
+    said = run_module("predict", f"--model={place}", cwd=place)
+    assert said.returncode == 2 and "has no task.json: it is not a model that finetune wrote" in said.stderr
+
+
+def test_submissions_have_glues_form(tiny_job):
+    from electra_jax.tasks.results import glue_submission
+
+    job = tiny_job()
+    split = job.splits[-1]
+    text = glue_submission(job, split, [np.array([0.2, 0.8]), np.array([0.9, 0.1])], "CoLA")
+    assert text == "index\tprediction\n0\t1\n1\t0\n"
+    assert glue_submission(job, split, [np.array([0.2, 0.8])], "RTE") == "index\tprediction\n0\tgood\n"
+    assert glue_submission(tiny_job("regression"), split, [5.3, 1.23456], "STS-B").splitlines()[1:] == [
+        "0\t5.000",
+        "1\t1.235",
+    ]
+
+
+def test_every_configuration_of_glue_is_there():
+    config = load_config("configs/finetune/glue.py:all", [("seeds", "2")])
+    assert len(config.suite) == 8 and config.seeds == 2
+    published = [load_config(f"configs/finetune/glue.py:{word}", []).task.published for word in config.suite]
+    assert sum(published) / 8 == pytest.approx(81.1375)
+    with pytest.raises(UserError, match="glue.py:wnli; known are cola, sst2"):
+        load_config("configs/finetune/glue.py:wnli", [])
+
+
+@pytest.mark.slow
+def test_minimal_pairs(place, tmp_path):
+    """A sentence's score is the log-probability that each of its tokens is the original, by transformers' discriminator."""
+    import torch
+    import transformers
+
+    from electra_jax.minimal_pairs import Scorer
+
+    exported = run_module("export", "--workdir=pretrained", f"--out={tmp_path / 'out'}", cwd=place)
+    assert exported.returncode == 0, exported.stderr
+    path = tmp_path / "out" / "discriminator"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    model = transformers.ElectraForPreTraining.from_pretrained(path).eval()
+    texts = ["The quick brown fox.", "jumps over the lazy dog, twice and twice"]
+    for where in (str(place / "pretrained"), str(path)):
+        ours = Scorer(encoder.load(where, with_head=True))(texts)
+        for text, score in zip(texts, ours):
+            with torch.no_grad():
+                logits = model(**tokenizer(text, return_tensors="pt")).logits[0]
+            assert score == pytest.approx(torch.log(torch.sigmoid(-logits)).sum().item(), abs=1e-4)
+    good, bad = texts if ours[0] > ours[1] else texts[::-1]
+    pairs = [
+        {"sentence_good": good, "sentence_bad": bad, "UID": "a"},
+        {"sentence_good": bad, "sentence_bad": good, "UID": "b"},
+    ]
+    task_data.write_lines(tmp_path / "pairs.jsonl", pairs)
+    said = run_module("minimal_pairs", "--init=pretrained", str(tmp_path / "pairs.jsonl"), cwd=place)
+    assert said.stdout.strip().endswith("accuracy 0.5000 of 2 pairs; chance is 0.5"), said.stderr
+    assert re.search(r"a +1\.0000  of 1\n +b +0\.0000  of 1", said.stdout)

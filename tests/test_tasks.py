@@ -1,0 +1,491 @@
+"""Fine-tuning's parts: formats, features, measures, batches, each against something independent."""
+
+import dataclasses
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import task_data
+from conftest import embedded_documents
+from runs import tokenizer
+from scipy import stats
+
+from electra_jax.errors import UserError
+from electra_jax.interop import tokenizer_files
+from electra_jax.tasks import batches, examples, metrics, squad
+from electra_jax.tasks import config as task_config
+from electra_jax.tasks.config import TaskConfig
+from electra_jax.tasks.examples import Answer, Example
+from electra_jax.tasks.kinds import check_vocabulary, cut_pair
+from electra_jax.tasks.of_kind import make_kind
+
+RNG = np.random.default_rng(0)
+
+
+# Measures.
+
+
+@pytest.mark.parametrize("labels", [2, 5])
+def test_measures_of_labels_are_scikit_learns(labels):
+    for _ in range(20):
+        expected, predicted = RNG.integers(labels, size=(2, 50))
+        predicted = np.where(RNG.random(50) < 0.5, expected, predicted)
+        np.testing.assert_allclose(
+            metrics.accuracy(expected, predicted), sklearn.metrics.accuracy_score(expected, predicted)
+        )
+        np.testing.assert_allclose(
+            metrics.matthews(expected, predicted), sklearn.metrics.matthews_corrcoef(expected, predicted)
+        )
+        np.testing.assert_allclose(
+            metrics.macro_f1(expected, predicted), sklearn.metrics.f1_score(expected, predicted, average="macro")
+        )
+        theirs = sklearn.metrics.precision_recall_fscore_support(expected == 1, predicted == 1, average="binary")[:3]
+        np.testing.assert_allclose(metrics.precision_recall_f1(expected, predicted), theirs)
+
+
+def test_measures_of_numbers_are_scipys_and_nothing_is_nan():
+    x = RNG.normal(size=40)
+    y = np.round(x + RNG.normal(size=40))  # ties
+    np.testing.assert_allclose(metrics.pearson(x, y), np.corrcoef(x, y)[0, 1])
+    np.testing.assert_allclose(metrics.spearman(x, y), np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
+    assert metrics.pearson(x, np.ones(40)) == metrics.spearman(np.ones(40), x) == 0.0
+    assert metrics.matthews(np.array([0, 1]), np.array([1, 1])) == 0.0
+
+
+def test_chance_is_told_from_knowledge():
+    """Of random predictions few pass for knowledge; of good ones none pass for chance."""
+    expected = RNG.integers(3, size=(200, 300))
+    noise = [metrics.is_chance(metrics.matthews(e, RNG.integers(3, size=300)), 300) for e in expected]
+    known = [metrics.is_chance(metrics.matthews(e, np.where(RNG.random(300) < 0.4, e, 0)), 300) for e in expected]
+    assert np.mean(noise) > 0.93 and not any(known)
+
+
+def spans_by_regex(tags):
+    """Spans of well-formed BIO, read off the tags as one string: B, then as many I of the same label as follow."""
+    text, found = " ".join(tags) + " ", set()
+    for match in re.finditer(r"B-(\w+) ((?:I-\1 )*)", text):
+        first = text[: match.start()].count(" ")
+        found.add((match[1], first, first + match[0].count(" ") - 1))
+    return found
+
+
+def test_spans_of_bio_and_bioes():
+    for _ in range(200):
+        tags = ["O"]
+        for _ in range(12):
+            label = "XY"[RNG.integers(2)]
+            inside = f"I-{label}" if tags[-1] in (f"B-{label}", f"I-{label}") else f"B-{label}"
+            tags.append(("O", f"B-{label}", inside)[RNG.integers(3)])
+        assert metrics.spans(tags) == spans_by_regex(tags)
+        bioes = metrics.to_bioes(tags)
+        assert metrics.spans(bioes) == metrics.spans(tags)
+        for tag, after in itertools.pairwise([*bioes, "O"]):
+            assert (tag[0] in "BI") == (after[0] in "IE"), bioes  # what has begun goes on until it ends
+    # As conlleval reads what no scheme allows: a span begins where none of its label goes on.
+    assert metrics.spans(["I-X", "I-X", "I-Y", "O", "E-Y"]) == {("X", 0, 1), ("Y", 2, 2), ("Y", 4, 4)}
+    assert metrics.spans(["S-X", "I-X", "DT", "."]) == {("X", 0, 0), ("X", 1, 1)}
+
+
+def test_f1_of_spans():
+    expected = [{("X", 0, 1), ("Y", 3, 3)}, {("X", 0, 0)}]
+    predicted = [{("X", 0, 1), ("Y", 2, 3)}, set()]
+    precision, recall, f1 = metrics.span_precision_recall_f1(expected, predicted)
+    assert (precision, recall) == (0.5, 1 / 3) and f1 == pytest.approx(0.4)
+    assert metrics.span_precision_recall_f1([set()], [set()]) == (0.0, 0.0, 0.0)
+
+
+# What the official scripts of SQuAD 1.1 and 2.0 give, by the rules they state: lower case, no punctuation, no articles.
+@pytest.mark.parametrize(
+    ("expected", "predicted", "exact", "f1"),
+    [
+        (["The Norman conquest"], "norman conquest!", 1, 1),
+        (["10th century", "the 10th"], "in the 10th century", 0, 2 * (2 / 3) * 1 / (2 / 3 + 1)),
+        (["a b b c"], "b b d", 0, 2 * (2 / 3) * (2 / 3) / (4 / 3)),
+        ([], "", 1, 1),
+        ([], "something", 0, 0),
+        (["x"], "", 0, 0),
+        (["the"], "", 1, 1),  # nothing is left of it
+    ],
+)
+def test_squad_measures(expected, predicted, exact, f1):
+    assert squad.exact_match(expected, predicted) == exact
+    assert squad.f1(expected, predicted) == pytest.approx(f1)
+
+
+def test_the_threshold_is_the_best_of_all():
+    for _ in range(100):
+        odds = np.round(RNG.normal(size=12), 1)  # with ties
+        answered, not_answered = RNG.random((2, 12))
+        chosen = squad.best_threshold(odds, answered, not_answered)
+
+        def score(threshold, odds=odds, answered=answered, not_answered=not_answered):
+            return np.where(odds > threshold, not_answered, answered).sum()
+
+        best = max(score(threshold) for threshold in (*(odds - 0.05), *(odds + 0.05)))
+        assert score(chosen) == pytest.approx(best)
+
+
+# Formats.
+
+
+def load(folder, **task):
+    return examples.load(task_config.from_dict({"task": {"path": str(folder), **task}}).task)
+
+
+def test_json_lines_and_their_info(tmp_path):
+    data = load(task_data.make(tmp_path / "a", "classification"))
+    assert (data.task.kind, data.task.metric, data.task.labels) == ("classification", "accuracy", ("bad", "good"))
+    assert {name: [len(s) for s in part.values()] for name, part in vars(data).items() if name != "task"} == {
+        "train": [160], "validation": [40], "test": [40],
+    }  # fmt: skip
+    first = data.train["train"][1]
+    assert first.label == 1 and first.texts[0].endswith("Good!") and first.where.endswith("train.jsonl:2")
+
+
+def test_labels_that_nobody_named_are_found(tmp_path):
+    task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n} for n in (10, 9, 2)])
+    assert load(tmp_path).task.labels == ("2", "9", "10")
+    task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n} for n in ("no", "yes", "maybe")])
+    assert load(tmp_path).task.labels == ("maybe", "no", "yes")
+
+
+GLUE = {  # a line of each official file, as gluebenchmark.com hands them out
+    "cola": ("train.tsv", "gj04\t1\t\tOur friends won't buy this.\ngj04\t0\t*\tThey drank the pub.\n",
+             "test.tsv", "index\tsentence\n0\tBill whistled past the house.\n", ["acceptable", "unacceptable"]),
+    "sst2": ("train.tsv", "sentence\tlabel\nhide new secretions \t0\n", "test.tsv", "index\tsentence\n0\tuneasy \n", ["negative"]),
+    "mrpc": ("train.tsv", "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t70\t71\tHe said \"no.\t\"No, he said.\n",
+             "test.tsv", "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t1\t2\tA\tB\n", ["equivalent"]),
+    "stsb": ("train.tsv", "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
+             "0\tm\tM\t2012\t0001\tnone\tnone\tA plane.\tAn air plane.\t5.000\n",
+             "test.tsv", "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\n"
+             "0\tm\tM\t2012\t0001\tnone\tnone\tA\tB\n", [5.0]),
+    "qqp": ("train.tsv", "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n133273\t1\t2\tWhy?\tHow?\t0\n",
+            "test.tsv", "id\tquestion1\tquestion2\n0\tA?\tB?\n", ["not_duplicate"]),
+    "mnli": ("train.tsv", "index\tpromptID\tgenre\tsentence1\tsentence2\tlabel1\tgold_label\n0\t1\tg\tA\tB\tneutral\tneutral\n",
+             "test_matched.tsv", "index\tpromptID\tgenre\tsentence1\tsentence2\n0\t1\tg\tA\tB\n", ["neutral"]),
+    "qnli": ("train.tsv", "index\tquestion\tsentence\tlabel\n0\tWhen?\tThen.\tentailment\n",
+             "test.tsv", "index\tquestion\tsentence\n0\tA?\tB.\n", ["entailment"]),
+    "rte": ("train.tsv", "index\tsentence1\tsentence2\tlabel\n0\tNo Weapons.\tWeapons.\tnot_entailment\n",
+            "test.tsv", "index\tsentence1\tsentence2\n0\tA\tB\n", ["not_entailment"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GLUE)
+def test_the_files_of_glue(tmp_path, name):
+    from electra_jax.finetune import load_config
+
+    train_file, train, test_file, test, labels = GLUE[name]
+    config = load_config(f"configs/finetune/glue.py:{name},tsv", [("task.path", str(tmp_path))])
+    (tmp_path / train_file).write_text(train)
+    for file in config.task.validation.split(","):
+        (tmp_path / file).write_text(train)
+    for file in config.task.test.split(","):
+        (tmp_path / file).write_text(test)
+    data = examples.load(config.task)
+    found = [example.label for example in data.train["train"]]
+    assert [data.task.labels[i] for i in found] == labels if name != "stsb" else found == labels
+    assert all(len(e.texts) == (1 if name in ("cola", "sst2") else 2) for e in data.train["train"])
+    tests = list(data.test.values())
+    assert len(tests) == (2 if name == "mnli" else 1)
+    assert all(e.label is None and e.id == "0" for split in tests for e in split)
+
+
+def test_squads_own_json(tmp_path):
+    from electra_jax.finetune import load_config
+
+    qas = [{"id": "a", "question": "Who?", "answers": [{"text": "Anna", "answer_start": 4}], "is_impossible": False},
+           {"id": "b", "question": "Why?", "answers": [], "is_impossible": True}]  # fmt: skip
+    whole = {"version": "v2.0", "data": [{"title": "T", "paragraphs": [{"context": "Oh, Anna came.", "qas": qas}]}]}
+    for name in ("train-v2.0.json", "dev-v2.0.json"):
+        (tmp_path / name).write_text(json.dumps(whole))
+    data = examples.load(load_config("configs/finetune/squad.py:2.0", [("task.path", str(tmp_path))]).task)
+    one, other = data.validation["validation"]
+    assert one.label == (Answer("Anna", 4),) and other.label == () and other.id == "b"
+    qas[0]["answers"][0]["answer_start"] = 3
+    (tmp_path / "dev-v2.0.json").write_text(json.dumps(whole))
+    with pytest.raises(
+        UserError, match="question a: the answer 'Anna' is not at character 3 of the context, ' Ann' is"
+    ):
+        examples.load(load_config("configs/finetune/squad.py:2.0", [("task.path", str(tmp_path))]).task)
+
+
+CONLL = """-DOCSTART- -X- -X- O
+
+Confidence NN B-NP
+in IN B-PP
+the DT B-NP
+pound NN I-NP
+
+It PRP B-NP
+fell VBD B-VP
+"""
+CONLLU = """# sent_id = 1
+# text = Vámonos al mar.
+1-2\tVámonos\t_\t_\t_\t_\t_\t_\t_\t_
+1\tVamos\tir\tVERB\tV\t_\t0\troot\t_\t_
+2\tnos\tnosotros\tPRON\tP\t_\t1\tobj\t_\t_
+3\tal\ta\tADP\tA\t_\t4\tcase\t_\t_
+3.1\tnada\t_\t_\t_\t_\t_\t_\t_\t_
+4\tmar\tmar\tNOUN\tN\t_\t1\tobl\t_\tSpaceAfter=No
+
+"""
+
+
+def test_columns(tmp_path):
+    from electra_jax.finetune import load_config
+
+    for name in ("train.txt", "test.txt"):
+        (tmp_path / name).write_text(CONLL)
+    data = examples.load(load_config("configs/finetune/chunking.py", [("task.path", str(tmp_path))]).task)
+    one, other = data.train["train"]
+    assert one.words == ("Confidence", "in", "the", "pound") and other.where.endswith("train.txt:8")
+    assert [data.task.labels[i] for i in one.label] == ["S-NP", "S-PP", "B-NP", "E-NP"]
+    assert [e.label for e in load(tmp_path, kind="tagging", label="1").train["train"]][1] == (
+        3,
+        4,
+    )  # PRP and VBD of five
+    (tmp_path / "u").mkdir()
+    (tmp_path / "u" / "train.conllu").write_text(CONLLU)
+    data = load(tmp_path / "u")
+    (only,) = data.train["train"]
+    assert only.words == ("Vamos", "nos", "al", "mar")
+    assert [data.task.labels[i] for i in only.label] == ["VERB", "PRON", "ADP", "NOUN"]
+    assert load(tmp_path / "u", label="deprel").task.labels == ("case", "obj", "obl", "root")
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_data_sets_of_tfds(tmp_path, file_format):
+    import tensorflow_datasets as tfds
+
+    features = {
+        "sentence": tfds.features.Text(),
+        "label": tfds.features.ClassLabel(names=["no", "yes"]),
+        "idx": np.int32,
+    }
+    rows = {"train": [("ä b", 1), ("c", 0)], "validation": [("d", 1)], "test": [("e", -1)]}
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="made", version="1.0.0", data_dir=tmp_path, file_format=file_format,
+        features=tfds.features.FeaturesDict(features),
+        split_datasets={split: [(i, {"sentence": text, "label": label, "idx": i}) for i, (text, label) in enumerate(found)]
+                        for split, found in rows.items()},
+    )  # fmt: skip
+    data = load(f"tfds:{tmp_path / 'made' / '1.0.0'}", text="sentence")
+    assert sorted((e.texts, e.label) for e in data.train["train"]) == [(("c",), 0), (("ä b",), 1)]
+    assert data.task.labels == ("no", "yes") and data.test["test"][0].label is None
+    with pytest.raises(UserError, match="config.task.test=tset: .* has train, validation, test"):
+        load(f"tfds:{tmp_path / 'made' / '1.0.0'}", text="sentence", test="tset")
+
+
+BROKEN = [
+    ('{"text": "a", "label": "maybe"}', {}, "train.jsonl:2: label 'maybe' is not one of the 2 labels: no, yes"),
+    ('{"text": "a", "label": 2}', {}, "train.jsonl:2: label 2 is not an index of the 2 labels"),
+    ('{"text": "  ", "label": 1}', {}, "train.jsonl:2: the text is empty"),
+    ('{"text": "a"}', {}, "train.jsonl:2: no field 'label'; there are text"),
+    ('{"body": "a", "label": 1}', {}, "train.jsonl:2: no field 'text'; there are body, label"),
+    ('{"text": "a", ', {}, "train.jsonl:2 is no JSON"),
+    ("[1]", {}, "train.jsonl:2 holds a JSON list, not an object"),
+    ('{"text": "a", "label": "x"}', {"kind": "regression"}, "train.jsonl:2: label 'x' is not a number"),
+    ('{"text": "a", "label": 1}', {"kind": "tagging"}, "no field 'tokens'"),
+    (
+        '{"text": "a", "label": 1}',
+        {"metric": "bleu"},
+        "config.task.metric='bleu' cannot work: of classification there are",
+    ),
+    ('{"text": "a", "label": 1}', {"validation": "dev.jsonl"}, "dev.jsonl is not there"),
+    ('{"text": "a", "label": 1}', {"train": "train.foo"}, "train.foo is not there"),
+]
+
+
+@pytest.mark.parametrize(("line", "task", "message"), BROKEN)
+def test_what_is_wrong_is_named_by_file_and_line(tmp_path, line, task, message):
+    (tmp_path / "train.jsonl").write_text('{"text": "fine", "label": 1}\n' + line + "\n")
+    with pytest.raises(UserError) as error:
+        load(tmp_path, **{"kind": "classification", "labels": ("no", "yes"), **task})
+    assert message in str(error.value)
+
+
+def test_other_mistakes(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        load(tmp_path / "absent")
+    with pytest.raises(UserError, match="nothing to train on there; expected train.jsonl, .tsv"):
+        load(tmp_path)
+    task_data.write_lines(tmp_path / "train.jsonl", [{"tokens": ["a", "b"], "tags": ["X"]}])
+    with pytest.raises(UserError, match="train.jsonl:1: 2 words and 1 tags"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="config.task.max_query_length=64 cannot work"):
+        task_config.from_dict({"task": {"path": "x", "kind": "question_answering", "max_length": 60}})
+    with pytest.raises(UserError, match="config.evaluation.patience=2 cannot work: it must be 0 unless"):
+        task_config.from_dict({"task": {"path": "x"}, "evaluation": {"patience": 2}})
+    with pytest.raises(UserError, match="did you mean config.task.max_length"):
+        task_config.from_dict({"task": {"path": "x", "max_lenght": 3}})
+
+
+# Features.
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The tokenizer of the tests as transformers loads it."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer_files.write(tokenizer(), folder, 32)
+    (folder / "config.json").write_text(json.dumps({"model_type": "electra"}))
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def decided(kind, **settings):
+    return TaskConfig(kind=kind, path="x", labels=("a", "b"), metric="accuracy", max_length=32, **settings)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_texts_are_cut_as_transformers_cuts_them(exported, count):
+    texts = [text[: int(size)] for text, size in zip(embedded_documents(60), RNG.integers(3, 90, 60))]
+    pairs = [(texts[i], texts[i + 1])[:count] for i in range(59)]
+    kind = make_kind(decided("classification"), tokenizer())
+    found = kind.features([Example("", "", pair, label=0) for pair in pairs])
+    for feature, pair in zip(found, pairs, strict=True):
+        theirs = exported(*pair, truncation="longest_first" if count == 2 else True, max_length=32)
+        if count == 1 or sum(map(len, tokenizer().encode_batch(pair))) <= 29:
+            assert feature.input_ids.tolist() == theirs["input_ids"]
+            assert feature.token_type_ids.tolist() == theirs["token_type_ids"]
+        assert len(feature.input_ids) == len(theirs["input_ids"])
+
+
+def test_the_longer_of_a_pair_is_cut_first():
+    """BERT's rule, step by step."""
+    for one, two, room in itertools.product(range(12), range(12), range(2, 16)):
+        left = [one, two]
+        while sum(left) > room:
+            left[0 if left[0] > left[1] else 1] -= 1
+        assert cut_pair(one, two, room) == tuple(left)
+
+
+def test_words_and_their_tokens():
+    """The first token of each word has its tag, and a long sentence is read in parts without losing a word."""
+    words = ("The", "quick", "brown", "fox", "naïve", "😀", "jumps", "over", "the", "lazy", "dog") * 5
+    example = Example("", "", words=words, label=tuple(i % 2 for i in range(len(words))))
+    kind, made = make_kind(decided("tagging"), tokenizer()), tokenizer()
+    found = kind.features([example, example._replace(words=("\x00",), label=(1,))])
+    parts = [feature for feature in found if feature.example == 0]
+    assert len(parts) > 1 and all(len(feature.input_ids) <= 32 for feature in parts)
+    labels = np.concatenate([feature.target[feature.tokens] for feature in parts])
+    assert labels.tolist() == list(example.label)
+    assert sum((feature.target >= 0).sum() for feature in parts) == len(words)
+    place = iter(words)
+    for feature in parts:
+        ends = [*feature.tokens[1:], len(feature.input_ids) - 1]
+        for start, end in zip(feature.tokens, ends):
+            assert feature.input_ids[start:end].tolist() == made.encode_batch([next(place)])[0].tolist()
+    assert found[-1].input_ids.tolist() == [made.special.cls, made.special.unk, made.special.sep]  # a word of nothing
+    outputs = [np.eye(2)[np.maximum(feature.target, 0)] for feature in found]
+    predicted = kind.predictions([example, example._replace(words=("\x00",), label=(1,))], found, outputs)
+    assert np.argmax(predicted[0], -1).tolist() == list(example.label)
+
+
+def answering(**settings):
+    return make_kind(decided("question_answering", doc_stride=8, max_query_length=6, **settings), tokenizer())
+
+
+def test_windows_over_a_long_context_are_those_of_transformers(exported):
+    question, context = "Which fox?", " ".join(embedded_documents(3))[:400]
+    start = context.index(" ", 300) + 1
+    text = context[start : context.index(" ", start)]
+    kind = answering()
+    found = kind.features([Example("", "", (question, context), label=(Answer(text, start),))])
+    size = min(6, len(tokenizer().encode_batch([question])[0]))
+    cut = exported.decode(exported(question, add_special_tokens=False)["input_ids"][:size])
+    theirs = exported(
+        cut, context, truncation="only_second", max_length=32, stride=32 - size - 3 - 8, return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )  # fmt: skip
+    assert [feature.input_ids.tolist() for feature in found] == theirs["input_ids"]
+    for feature, offsets in zip(found, theirs["offset_mapping"], strict=True):
+        inside = feature.token_type_ids == 1
+        inside[-1] = False
+        assert feature.tokens[inside, :2].tolist() == [list(pair) for pair in np.asarray(offsets)[inside].tolist()]
+    # Every token of the context is best seen in one window at least, and the answer is found in those that hold it.
+    best = {tuple(row[:2]) for feature in found for row in feature.tokens.tolist() if row[2] == 1}
+    assert best == {tuple(row[:2]) for feature in found for row in feature.tokens.tolist() if row[0] >= 0}
+    spans = {
+        context[feature.tokens[feature.target[0], 0] : feature.tokens[feature.target[1], 1]]
+        for feature in found
+        if feature.target.any()
+    }
+    assert spans == {text}
+
+
+def test_answers_out_of_logits():
+    """The best span within the length allowed; no answer where [CLS] beats it by more than the threshold."""
+    context = "The quick brown fox jumps over the lazy dog, twice."
+    example = Example("", "q", ("Who?", context), label=(Answer("fox", 16),))
+    kind = answering(max_answer_length=3)
+    kind.fit([example, example._replace(label=())])
+    features = kind.features([example])
+    outputs = [np.full((len(feature.input_ids), 2), -5.0) for feature in features]
+    for feature, output in zip(features, outputs):
+        if feature.target.any():
+            output[feature.target[0], 0] = output[feature.target[1], 1] = 3.0
+            output[-2, 1] = 9.0  # far behind: longer than an answer may be
+        output[0] = -1.0
+    (prediction,) = kind.predictions([example], features, outputs)
+    assert kind.answer(prediction) == "fox" and prediction.n_best[0].score == 6.0
+    assert prediction.null_odds == -8.0 and kind.figures([example], [prediction])["exact_match"] == 1.0
+    kind.null_threshold = -9.0
+    assert kind.answer(prediction) == "" and kind.figures([example], [prediction])["f1"] == 0.0
+    kind.tune([example], [prediction])
+    assert kind.answer(prediction) == "fox"
+    assert len({one.text for one in prediction.n_best}) == len(prediction.n_best)
+
+
+def test_a_vocabulary_of_another_script_is_refused():
+    kind = make_kind(decided("classification"), tokenizer())
+    foreign = kind.features([Example("", "", ("ქართული ენა მშვენიერია",), label=0)] * 3)
+    with pytest.raises(UserError, match="100% of the task's tokens are unknown to the vocabulary of runs/x"):
+        check_vocabulary(foreign, tokenizer(), "runs/x")
+    own = kind.features([Example("", "", ("The quick brown fox",), label=0)] * 3)
+    assert check_vocabulary(own, tokenizer(), "runs/x") is None
+
+
+# Batches.
+
+
+def test_every_example_once_an_epoch_in_batches_of_a_length():
+    sizes = RNG.integers(3, 120, 203)
+    lengths = batches.lengths_up_to(120)
+    assert lengths == (32, 64, 120) and batches.lengths_up_to(512, 128) == (128, 256, 512)
+    for rng in (None, np.random.default_rng(1)):
+        planned = batches.plan(sizes, 16, lengths, rng)
+        assert len(planned) == 13 and sorted(len(p.features) for p in planned) == [11] + [16] * 12
+        assert sorted(np.concatenate([p.features for p in planned])) == list(range(203))
+        assert all(sizes[p.features].max() <= p.length for p in planned)
+        padding = sum(16 * p.length for p in planned)
+        assert padding < 0.75 * 13 * 16 * 120  # against all at full length
+    same, other = (batches.plan(sizes, 16, lengths, np.random.default_rng(seed)) for seed in (1, 2))
+    assert all((a.features == b.features).all() for a, b in zip(same, planned))
+    assert not all(
+        len(a.features) == len(b.features) and (a.features == b.features).all() for a, b in zip(other, planned)
+    )
+
+
+def test_batches_from_a_step_on_are_those_of_the_whole_run():
+    kind = make_kind(decided("classification"), tokenizer())
+    features = kind.features(
+        [Example("", "", (text[:80],), label=i % 2) for i, text in enumerate(embedded_documents(21))]
+    )
+    whole = list(itertools.islice(batches.training(features, 4, (32,), 0, False, 5, 0), 14))
+    later = list(itertools.islice(batches.training(features, 4, (32,), 0, False, 5, 8), 6))
+    for one, other in zip(whole[8:], later, strict=True):
+        assert all((a == b).all() for a, b in zip(one, other))
+    assert not (whole[0].input_ids == whole[6].input_ids).all()  # another order in the next epoch
+    weights = sum(batch.weight.sum() for batch in whole[:6])
+    assert weights == 21 and all((batch.input_ids[batch.weight == 0] == 0).all() for batch in whole)
+
+
+def test_pairs_in_both_orders():
+    kind = make_kind(dataclasses.replace(decided("classification"), double_unordered=True), tokenizer())
+    one = Example("", "", ("a", "b"), label=1)
+    assert [example.texts for example in kind.training_examples([one])] == [("a", "b"), ("b", "a")]
