@@ -16,6 +16,8 @@ from etils import epath
 from electra_jax import config_loading, config_values, storage
 from electra_jax.config import Config
 from electra_jax.errors import RunFailed, UserError
+from electra_jax.tasks import config as task_config
+from electra_jax.tasks.config import FinetuneConfig
 
 _OVERRIDE = "--config."
 
@@ -71,6 +73,18 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]]) -> Config:
       UserError: for a file that is not there or has no `get_config`, and for anything wrong in it.
     """
     return apply_overrides(read_config(path), overrides)
+
+
+def load_finetune_config(path: str, overrides: Sequence[tuple[str, str]]) -> FinetuneConfig:
+    """The configuration of fine-tuning in `FILE` or `FILE:WORD`, with overrides.
+
+    Raises:
+      UserError: as `load_config`.
+    """
+    values = read_config(path)
+    for name, text in overrides:
+        values = config_values.override(values, name, text, FinetuneConfig)
+    return task_config.from_dict(values)
 
 
 def read_config(path: str) -> dict[str, Any]:

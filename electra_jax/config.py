@@ -5,17 +5,9 @@ makes these dataclasses of it. What needs devices (the mesh) is checked when the
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-# What a changed setting means for a run that is resumed.
-FREE = "free"  # no effect on the numbers, or only on how they are computed
-WARN = "warn"  # allowed, but the run is no longer the one that was started
-REFUSE = "refuse"  # the checkpoint or the data would no longer fit
-
-
-def setting(default: Any, doc: str, on_resume: str) -> Any:
-    """A dataclass field with its one-line documentation and its rule for resumed runs."""
-    return dataclasses.field(default=default, metadata={"doc": doc, "on_resume": on_resume})
+from electra_jax.config_values import FREE, REFUSE, WARN, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +21,7 @@ class DataConfig:
         REFUSE,
     )
     text_field: str = setting("text", "field or column of the text; or comma-separated: one a part of source", REFUSE)
-    weights: tuple[float, ...] = setting(
-        (), "how much of each part of source; none: all of them, once an epoch", REFUSE
-    )
+    weights: tuple[float, ...] = setting((), "how much of each part of source; none: all, once an epoch", REFUSE)
     weights_are: Literal["epochs", "shares"] = setting(
         "epochs",
         "what weights say: how often a part is read while one of 1 is read once, or its share of the sequences",
@@ -115,9 +105,7 @@ class ModelConfig:
     num_hidden_layers: int = setting(12, "layers of the discriminator", REFUSE)
     num_attention_heads: int = setting(4, "attention heads of the discriminator", REFUSE)
     intermediate_size: int = setting(1024, "width of its feed-forward layers", REFUSE)
-    generator_hidden_size: float = setting(
-        0.25, "the generator's width, feed-forward and heads as a fraction of the discriminator's", REFUSE
-    )
+    generator_hidden_size: float = setting(0.25, "the generator's width and heads, as a fraction of those", REFUSE)
     generator_layers: float = setting(1.0, "the generator's layers as a fraction of the discriminator's", REFUSE)
     max_position_embeddings: int = setting(512, "rows of the position table", REFUSE)
     type_vocab_size: int = setting(2, "rows of the token-type table", REFUSE)
@@ -253,7 +241,7 @@ class EvaluationConfig:
     )
     max_records: int = setting(10_000, "held-out records used; 0: all", FREE)
     disc_auc_padding: Literal["left_out", "counted"] = setting(
-        "left_out", "padding in disc_auc; `counted`: the reference's, as tokens surely original, which flatters", FREE
+        "left_out", "padding in disc_auc; `counted`: the reference's, as surely original", FREE
     )
 
 
@@ -271,6 +259,15 @@ class ReportingConfig:
     """What is written while a run goes on."""
 
     interval_steps: int = setting(100, "steps between reports", FREE)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """A task that the encoder is fine-tuned on now and then, to see what it is worth so far."""
+
+    config: str = setting("", "a configuration of fine-tuning, such as configs/finetune/jsonl.py; none: no probe", FREE)
+    path: str = setting("", "the task's folder, where that file does not name it", FREE)
+    interval_steps: int = setting(10_000, "steps between probes; also at the end", FREE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,6 +301,7 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     reporting: ReportingConfig = ReportingConfig()
+    probe: ProbeConfig = ProbeConfig()
     mesh: MeshConfig = MeshConfig()
 
     @property

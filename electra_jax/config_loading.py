@@ -10,8 +10,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from electra_jax.config import REFUSE, WARN, Config
-from electra_jax.config_values import build, fail, leaves
+from electra_jax.config import Config
+from electra_jax.config_values import REFUSE, WARN, build, fail, leaves
 from electra_jax.errors import UserError
 
 
@@ -164,6 +164,11 @@ def _sources(config: Config) -> Iterator[Check]:
 
 def _training(config: Config) -> Iterator[Check]:
     objective, optimizer, train = config.objective, config.optimizer, config.train
+    interval, probe = config.evaluation.interval_steps, config.probe
+    fits = not probe.config or probe.interval_steps % interval == 0
+    yield fits, "probe.interval_steps", f"a multiple of evaluation.interval_steps, {interval}"
+    fits = not probe.config or config.data.validation_fraction > 0
+    yield fits, "data.validation_fraction", "above 0 with a probe, which is made where held-out figures are"
     fits = optimizer.cooldown_steps <= train.num_train_steps
     yield fits, "optimizer.cooldown_steps", f"at most train.num_train_steps, {train.num_train_steps}"
     fits = optimizer.schedule == "wsd" or not optimizer.cooldown_steps

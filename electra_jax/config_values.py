@@ -12,6 +12,16 @@ from electra_jax.errors import UserError
 
 Root = TypeVar("Root")
 
+# What a changed setting means for a run that is resumed.
+FREE = "free"  # no effect on the numbers, or only on how they are computed
+WARN = "warn"  # allowed, but the run is no longer the one that was started
+REFUSE = "refuse"  # the checkpoint or the data would no longer fit
+
+
+def setting(default: Any, doc: str, on_resume: str) -> Any:
+    """A dataclass field with its one-line documentation and its rule for resumed runs."""
+    return dataclasses.field(default=default, metadata={"doc": doc, "on_resume": on_resume})
+
 
 def build(root: type[Root], values: Mapping[str, Any]) -> Root:
     """A configuration of the dataclass `root`, its names and types checked but nothing else; raises `UserError`."""

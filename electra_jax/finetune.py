@@ -6,9 +6,8 @@ from typing import Any
 
 import filelock
 
-from electra_jax import cli, config_values, memory
+from electra_jax import cli, memory
 from electra_jax.errors import UserError
-from electra_jax.tasks import config as task_config
 from electra_jax.tasks import encoder as encoders
 from electra_jax.tasks import examples, results, seeds
 from electra_jax.tasks.config import FinetuneConfig
@@ -34,7 +33,7 @@ def main(argv: list[str]) -> int:
         "--workdir", metavar="DIR", help="where everything about the runs goes (default: runs/finetune-CONFIG-TASK)"
     )
     args, overrides = cli.parse(parser, argv)
-    config = load_config(args.config, overrides)
+    config = cli.load_finetune_config(args.config, overrides)
     encoder = encoders.load(args.init)
     encoder = encoder.fresh() if args.random_weights else encoder
     workdir = cli.local_path("--workdir", args.workdir or f"runs/finetune-{_name(args.config, config)}").absolute()
@@ -51,14 +50,6 @@ def main(argv: list[str]) -> int:
         return 0 if stop.is_preempted else 130
     print(results.last_line(found, found["metric"]), flush=True)
     return 0
-
-
-def load_config(path: str, overrides: list[tuple[str, str]]) -> FinetuneConfig:
-    """The configuration of `FILE` or `FILE:WORD`, with overrides; raises `UserError` for anything wrong in it."""
-    values = cli.read_config(path)
-    for name, text in overrides:
-        values = config_values.override(values, name, text, FinetuneConfig)
-    return task_config.from_dict(values)
 
 
 def _task(config: FinetuneConfig, encoder: Encoder, workdir: Path) -> dict[str, Any]:
@@ -80,7 +71,7 @@ def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder,
     """Runs the configurations of a file one after the other, and prints what they come to beside what is published."""
     file, found = path.rpartition(":")[0], []
     for word in words:
-        config = load_config(f"{file}:{word}", overrides)
+        config = cli.load_finetune_config(f"{file}:{word}", overrides)
         _say(f"== {word}")
         found.append((word, config, _task(config, encoder, workdir / word)))
     print(f"{'task':8} {'metric':18} {'mean':>8} {'median':>8} {'deviation':>10} {'published':>10}")

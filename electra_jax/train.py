@@ -27,6 +27,9 @@ from electra_jax.reporting import run_info
 from electra_jax.reporting.health import Health
 from electra_jax.reporting.reporter import Reporter
 from electra_jax.reporting.writers import Console, JsonLines, TensorBoard, is_evaluated
+from electra_jax.tasks import probe as probes
+from electra_jax.tasks.encoder import Encoder
+from electra_jax.tasks.probe import Probe
 from electra_jax.training import checkpoint, loop, partitioning
 from electra_jax.training.checkpoint import Checkpoints, Origin, Saved
 from electra_jax.training.interrupts import Interrupts
@@ -115,6 +118,8 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
         )
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)
     inputs = Inputs(setup, prepared)
+    encoder = Encoder(str(workdir), config.model, prepared.tokenizer, None)
+    probe = probes.make(config.probe, cli.load_finetune_config, encoder, Path(workdir))
     state, start = _start(setup, prepared, origin, saved, weights)
 
     info = _resolved(setup, prepared, inputs) | {
@@ -132,7 +137,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
         try:
             end, state, position = loop.train(
                 config, state, start, memory.settled(setup.train_step), inputs.training(start),
-                _evaluator(setup, inputs, interrupts), checkpoints,
+                _evaluator(setup, inputs, probe, interrupts), checkpoints,
                 Saved(config, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json()), reporter,
                 interrupts, evaluation_due,
             )  # fmt: skip
@@ -142,6 +147,11 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is saved, what is left takes no time
     if end == loop.End.NOT_FINITE:
         explain_failure(setup, state, start, inputs, workdir)
+    return _ended(end, position, workdir)
+
+
+def _ended(end: loop.End, position: loop.Position, workdir: epath.Path) -> int:
+    """Says how a run ended; its exit status."""
     if end == loop.End.FINISHED:
         distributed.say(f"finished at step {position.step:,}; everything about the run is in {workdir}")
         return 0
@@ -289,12 +299,16 @@ def _reporter(
 
 
 def _evaluator(
-    setup: Setup, inputs: Inputs, interrupts: Interrupts
+    setup: Setup, inputs: Inputs, probe: Probe | None, interrupts: Interrupts
 ) -> Callable[[Params, int], dict[str, float] | None] | None:
     """(params, step) -> held-out figures, unless a signal comes in between; None where nothing is held out."""
 
     def evaluate(params: Params, step: int) -> dict[str, float] | None:
-        return setup.evaluate(params, inputs.held_out(step), lambda: interrupts.poll() is not None)
+        found = setup.evaluate(params, inputs.held_out(step), lambda: interrupts.poll() is not None)
+        if found is None or probe is None or not probe.is_due(step, setup.config.train.num_train_steps):
+            return found
+        more = probe(params, interrupts)
+        return None if more is None else found | more
 
     return evaluate if inputs.has_held_out else None
 

@@ -14,8 +14,8 @@ import task_data
 from conftest import ROOT, process_env, run_module
 from runs import make_run
 
+from electra_jax.cli import load_finetune_config
 from electra_jax.errors import UserError
-from electra_jax.finetune import load_config
 from electra_jax.tasks import config as task_config
 from electra_jax.tasks import encoder, examples, folder
 from electra_jax.tasks.finetuning import Job
@@ -306,12 +306,12 @@ def test_submissions_have_glues_form(tiny_job):
 
 
 def test_every_configuration_of_glue_is_there():
-    config = load_config("configs/finetune/glue.py:all", [("seeds", "2")])
+    config = load_finetune_config("configs/finetune/glue.py:all", [("seeds", "2")])
     assert len(config.suite) == 8 and config.seeds == 2
-    published = [load_config(f"configs/finetune/glue.py:{word}", []).task.published for word in config.suite]
+    published = [load_finetune_config(f"configs/finetune/glue.py:{word}", []).task.published for word in config.suite]
     assert sum(published) / 8 == pytest.approx(81.1375)
     with pytest.raises(UserError, match="glue.py:wnli; known are cola, sst2"):
-        load_config("configs/finetune/glue.py:wnli", [])
+        load_finetune_config("configs/finetune/glue.py:wnli", [])
 
 
 @pytest.mark.slow
@@ -343,3 +343,34 @@ def test_minimal_pairs(place, tmp_path):
     said = run_module("minimal_pairs", "--init=pretrained", str(tmp_path / "pairs.jsonl"), cwd=place)
     assert said.stdout.strip().endswith("accuracy 0.5000 of 2 pairs; chance is 0.5"), said.stderr
     assert re.search(r"a +1\.0000  of 1\n +b +0\.0000  of 1", said.stdout)
+
+
+@pytest.mark.slow
+def test_train_probes_a_task(place, corpus_file):
+    """The probe's figure is that of fine-tuning the checkpoint of its step, and the run itself is as without it."""
+    from conftest import SMALL, config_file
+
+    config_file(place / "small.py", {**SMALL, "data": {**SMALL["data"], "source": str(corpus_file)}})
+    flags = [f"--config.probe.config={place / 'probe.py'}", f"--config.probe.path={place / 'classification'}"]
+    config_file(
+        place / "probe.py", {"task": {"max_length": 32}, "train": {"epochs": 2.0}, "optimizer": {"learning_rate": 3e-3}}
+    )
+    plain, probed = (
+        run_module("train", "--config=small.py", f"--workdir={name}", *more, cwd=place)
+        for name, more in (("plain", []), ("probed", [*flags, "--config.probe.interval_steps=10"]))
+    )
+    assert plain.returncode == 0 and probed.returncode == 0, probed.stderr
+    rows = [lines(place / name / "metrics.jsonl") for name in ("plain", "probed")]
+    found = {row["step"]: row["eval/probe_accuracy"] for row in rows[1] if "eval/probe_accuracy" in row}
+    assert found.keys() == {10, 20} and not (place / "probed" / "probe").exists()
+    assert [row["loss"] for row in rows[0] if "loss" in row] == [row["loss"] for row in rows[1] if "loss" in row]
+    alone = run_module(
+        "finetune", f"--config={place / 'probe.py'}", task_of(place, "classification"), "--init=probed@20", "--workdir=alone",
+        cwd=place,
+    )  # fmt: skip
+    assert alone.returncode == 0 and results(place, "alone")["mean"] == pytest.approx(found[20]), alone.stderr
+    refused = run_module("train", "--config=small.py", *flags, "--config.probe.interval_steps=15", cwd=place)
+    assert (
+        "config.probe.interval_steps=15 cannot work: it must be a multiple of evaluation.interval_steps"
+        in refused.stderr
+    )

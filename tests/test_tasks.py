@@ -175,10 +175,10 @@ GLUE = {  # a line of each official file, as gluebenchmark.com hands them out
 
 @pytest.mark.parametrize("name", GLUE)
 def test_the_files_of_glue(tmp_path, name):
-    from electra_jax.finetune import load_config
+    from electra_jax.cli import load_finetune_config
 
     train_file, train, test_file, test, labels = GLUE[name]
-    config = load_config(f"configs/finetune/glue.py:{name},tsv", [("task.path", str(tmp_path))])
+    config = load_finetune_config(f"configs/finetune/glue.py:{name},tsv", [("task.path", str(tmp_path))])
     (tmp_path / train_file).write_text(train)
     for file in config.task.validation.split(","):
         (tmp_path / file).write_text(train)
@@ -194,14 +194,14 @@ def test_the_files_of_glue(tmp_path, name):
 
 
 def test_squads_own_json(tmp_path):
-    from electra_jax.finetune import load_config
+    from electra_jax.cli import load_finetune_config
 
     qas = [{"id": "a", "question": "Who?", "answers": [{"text": "Anna", "answer_start": 4}], "is_impossible": False},
            {"id": "b", "question": "Why?", "answers": [], "is_impossible": True}]  # fmt: skip
     whole = {"version": "v2.0", "data": [{"title": "T", "paragraphs": [{"context": "Oh, Anna came.", "qas": qas}]}]}
     for name in ("train-v2.0.json", "dev-v2.0.json"):
         (tmp_path / name).write_text(json.dumps(whole))
-    data = examples.load(load_config("configs/finetune/squad.py:2.0", [("task.path", str(tmp_path))]).task)
+    data = examples.load(load_finetune_config("configs/finetune/squad.py:2.0", [("task.path", str(tmp_path))]).task)
     one, other = data.validation["validation"]
     assert one.label == (Answer("Anna", 4),) and other.label == () and other.id == "b"
     qas[0]["answers"][0]["answer_start"] = 3
@@ -209,7 +209,7 @@ def test_squads_own_json(tmp_path):
     with pytest.raises(
         UserError, match="question a: the answer 'Anna' is not at character 3 of the context, ' Ann' is"
     ):
-        examples.load(load_config("configs/finetune/squad.py:2.0", [("task.path", str(tmp_path))]).task)
+        examples.load(load_finetune_config("configs/finetune/squad.py:2.0", [("task.path", str(tmp_path))]).task)
 
 
 CONLL = """-DOCSTART- -X- -X- O
@@ -235,11 +235,11 @@ CONLLU = """# sent_id = 1
 
 
 def test_columns(tmp_path):
-    from electra_jax.finetune import load_config
+    from electra_jax.cli import load_finetune_config
 
     for name in ("train.txt", "test.txt"):
         (tmp_path / name).write_text(CONLL)
-    data = examples.load(load_config("configs/finetune/chunking.py", [("task.path", str(tmp_path))]).task)
+    data = examples.load(load_finetune_config("configs/finetune/chunking.py", [("task.path", str(tmp_path))]).task)
     one, other = data.train["train"]
     assert one.words == ("Confidence", "in", "the", "pound") and other.where.endswith("train.txt:8")
     assert [data.task.labels[i] for i in one.label] == ["S-NP", "S-PP", "B-NP", "E-NP"]

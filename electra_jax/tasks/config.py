@@ -7,9 +7,6 @@ from typing import Any, Literal
 
 from electra_jax import config_loading, config_values
 from electra_jax.config import (
-    FREE,
-    REFUSE,
-    WARN,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -19,9 +16,9 @@ from electra_jax.config import (
     OptimizerConfig,
     ReportingConfig,
     TrainConfig,
-    setting,
 )
 from electra_jax.config_loading import Check
+from electra_jax.config_values import FREE, REFUSE, WARN, setting
 
 
 @dataclasses.dataclass(frozen=True)

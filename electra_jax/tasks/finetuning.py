@@ -78,7 +78,16 @@ class Job:
       splits: those that are predicted: the first validation split first.
     """
 
-    def __init__(self, config: FinetuneConfig, data: TaskData, encoder: Encoder, say: Callable[[str], None]):
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        data: TaskData,
+        encoder: Encoder,
+        say: Callable[[str], None],
+        is_silent: bool = False,
+    ):
+        """`say` takes lines of text; a silent job has no progress to show."""
+        self.is_silent = is_silent
         self.config, self.data, self.encoder, self.say = config, data, encoder, say
         kinds.check_model(data.task, encoder.model, encoder.name)
         self.kind = make_kind(data.task, encoder.tokenizer)
@@ -117,6 +126,10 @@ class Job:
         """The pretrained weights with a fresh head, or all fresh."""
         params = self._fresh(stream(seed, INIT_STREAM))
         return params if self._pretrained is None else {**self._pretrained, "head": params["head"]}
+
+    def start_from(self, params: Params) -> None:
+        """Lets the runs that follow begin with these weights of an encoder."""
+        self._pretrained = params
 
     def outputs(
         self, params: Params, features: Sequence[Feature], is_cut_short: Callable[[], bool] = lambda: False
@@ -259,14 +272,17 @@ class _Run:
     def _reporter(self, step: int) -> Reporter:
         workdir, total = epath.Path(self._workdir), self._config.train.num_train_steps
         size = self._config.train.batch_size
-        writers = [JsonLines(workdir / "metrics.jsonl", step), TensorBoard(workdir / "tensorboard", step)]
+        writers = [JsonLines(workdir / "metrics.jsonl", step)]
+        if not self._job.is_silent:
+            writers.append(TensorBoard(workdir / "tensorboard", step))
 
         def throughput(step: int, seconds: float) -> dict[str, float]:
             del step
             return {"examples_per_second": size / seconds}
 
         interval = self._config.reporting.interval_steps
-        return Reporter(Console(total, step), writers, Health(total), interval, throughput, total)
+        console = Console(total, step, is_silent=self._job.is_silent)
+        return Reporter(console, writers, Health(total), interval, throughput, total)
 
 
 def _predictor(program: Program, architecture: Any) -> Callable:

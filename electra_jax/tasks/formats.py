@@ -204,7 +204,9 @@ def _squad(path: Path) -> Iterator[Row]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno} is no JSON ({error.msg})") from None
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}, after {number:,} questions: not SQuAD's form, data > paragraphs > qas ({error!r})") from None
+        raise UserError(
+            f"{path}, after {number:,} questions: not SQuAD's form, data > paragraphs > qas ({error!r})"
+        ) from None
 
 
 def _tfds_builder(name: str) -> Any:
