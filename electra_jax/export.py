@@ -26,7 +26,9 @@ def main(argv: list[str]) -> None:
         "Writes OUT/discriminator and OUT/generator as Hugging Face reads them. Needs neither torch nor transformers.",
         with_config=False,
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="the work directory of a run")
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="the work directory of a run, or of a fine-tuning"
+    )
     parser.add_argument("--step", type=int, help="which of its checkpoints (default: the newest)")
     parser.add_argument("--out", required=True, metavar="OUT", help="a folder to write to")
     parser.add_argument("--license", default="unknown", help="identifier for the model card (default: unknown)")
@@ -49,6 +51,11 @@ def main(argv: list[str]) -> None:
         parser.error(f"argument --push_to: {args.push_to!r}; it must be ORG/NAME")
     if args.step is not None and args.step < 0:
         parser.error(f"argument --step: {args.step}; it must be 0 or more")
+    if (Path(args.workdir) / "model" / "task.json").is_file():
+        out = _copy(Path(args.workdir) / "model", cli.local_path("--out", args.out))
+        if args.push_to:
+            print(f"published {hub.publish(out, args.push_to, 'main', 'fine-tuned')}")
+        return
     origin = checkpoint.find(args.workdir if args.step is None else f"{args.workdir}@{args.step}")
     out = cli.local_path("--out", args.out)
     languages = [code.strip() for code in args.language.split(",") if code.strip()]
@@ -64,6 +71,16 @@ def main(argv: list[str]) -> None:
                     Origin(origin.directory, step), epath.Path(args.workdir), Path(scratch), languages, args.license
                 )
                 _publish(every, args.push_to, f"step-{step}", step)
+
+
+def _copy(model: Path, out: Path) -> Path:
+    """A model that `finetune` wrote, which is in Hugging Face's form already."""
+    if (out / "model").exists():
+        raise UserError(f"--out={out}: {out / 'model'} is there already; remove it, or give another folder")
+    cli.make_directory("--out", out)
+    shutil.copytree(model, out / "model")
+    print(f"wrote {out / 'model'}")
+    return out / "model"
 
 
 def export(origin: Origin, workdir: epath.Path, out: Path, languages: list[str], license_name: str) -> list[Path]:

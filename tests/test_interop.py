@@ -58,7 +58,7 @@ def test_logits_equal_transformers(size, lengths, tmp_path):
     def ours(params, ids, mask, types):
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
         text, model = Text(ids, positions, types, mask), architecture.merge(params)
-        return model.generator_logits(text, positions), model.discriminator_logits(text)
+        return model.generator_logits(text, positions).reshape(*ids.shape, -1), model.discriminator_logits(text)
 
     for length in lengths:
         ids = rng.integers(0, vocab_size, (3, length))
@@ -187,7 +187,7 @@ def test_variants(towers, tmp_path, capsys):
         np.testing.assert_allclose(model.discriminator_hidden(text), theirs.last_hidden_state, atol=1e-4)
         if towers != "uniform_generator":
             theirs = transformers.ElectraForMaskedLM.from_pretrained(tmp_path / "out" / "generator")(torch.tensor(ids))
-            ours = model.generator_logits(text, text.position_ids)[..., : tokenizer().vocab_size]
+            ours = model.generator_logits(text, text.position_ids).reshape(2, 10, -1)[..., : tokenizer().vocab_size]
             np.testing.assert_allclose(ours, theirs.logits, atol=1e-4)
     # And back, as the variant it was.
     given = [] if towers != "uniform_generator" else ["--config.model.towers=uniform_generator"]

@@ -39,7 +39,7 @@ def run(params, ids, architecture=ARCHITECTURE, noise=None):
     batch = read_layout(jnp.asarray(ids), jnp.arange(len(ids)), IDS)
     model = architecture.merge(params)
     everywhere = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    generated = model.generator_logits(batch.text, everywhere, noise)
+    generated = model.generator_logits(batch.text, everywhere, noise).reshape(*ids.shape, -1)
     hidden = model.discriminator_hidden(batch.text, noise)
     return hidden, model.discriminator.logits(hidden), generated
 

@@ -243,7 +243,7 @@ def test_labels_and_terms():
     np.testing.assert_allclose(got["replaced_share"], y.mean(), rtol=1e-6)
 
     logits = model.generator_logits(batch.text._replace(input_ids=masked.input_ids), masked.positions)
-    logits = np.asarray(logits, np.float64)[..., :VOCAB]
+    logits = np.asarray(logits, np.float64).reshape(*original.shape, -1)[..., :VOCAB]
     log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = -np.take_along_axis(log_probability, original[..., None], -1)[..., 0][used].mean()
     np.testing.assert_allclose(got["masked_lm_loss"], expected, rtol=1e-5)

@@ -63,7 +63,7 @@ class Electra(nnx.Module):
         self.discriminator = Discriminator(config.discriminator, config.towers != "masked_lm", rngs=rngs)
 
     def generator_logits(self, text: Text, positions: jax.Array, noise: Noise | None = None) -> jax.Array:
-        """Masked-LM logits at `positions`, `[B, M] -> [B, M, Vp]` float32 (see `Generator.logits`)."""
+        """Masked-LM logits at `positions`, `[B, M] -> [B * M, Vp]` float32 (see `Generator.logits`)."""
         embeddings = self.generator.embeddings or self.shared
         encoder = self.generator.encoder or self.discriminator.encoder
         hidden = encode(embeddings, encoder, text, noise)

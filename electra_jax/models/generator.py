@@ -36,16 +36,16 @@ class Generator(nnx.Module):
           word_embeddings: `[V, E]`, tied.
 
         Returns:
-          `[B, M, Vp]` float32, `Vp` the vocabulary padded to a multiple of `VOCAB_BLOCK`; the padded logits
-          are so low that their probability is exactly zero.
+          `[B * M, Vp]` float32, one row after the other, `Vp` the vocabulary padded to a multiple of `VOCAB_BLOCK`; the
+          padded logits are so low that their probability is exactly zero.
         """
         x = jnp.take_along_axis(hidden, positions[..., None], axis=1)
         # Positions are independent from here on: the devices that share a tower share them out.
         x = constrain(self.transform_norm(gelu(self.transform(x))), "batch_of_logits", None, None)
-        # One row after the other: with an axis of so many positions, a TPU would fill it up to a multiple of 8.
+        # Rows: an axis of so many positions a TPU would fill up to a multiple of 8.
         rows = x.reshape(-1, x.shape[-1])
         padding = -word_embeddings.shape[0] % VOCAB_BLOCK
         table = jnp.pad(word_embeddings.astype(x.dtype), ((0, padding), (0, 0)))
         bias = jnp.pad(self.output_bias[...], (0, padding), constant_values=-1e9)
         logits = jnp.einsum("ne,ve->nv", rows, table, preferred_element_type=jnp.float32) + bias
-        return constrain(logits, "batch_of_logits", None).reshape(*x.shape[:2], -1)
+        return constrain(logits, "batch_of_logits", None)

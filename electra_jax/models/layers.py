@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.nn import initializers
 
 from electra_jax.config import ModelConfig
 from electra_jax.models.noise import Noise, dropout
-from electra_jax.models.sharding import constrain, is_spread
+from electra_jax.models.sharding import constrain, transposed_in_memory
 
 
 def parameter(
@@ -102,13 +101,7 @@ def _sum_by_product(x: jax.Array) -> jax.Array:
 def _transpose(x: jax.Array) -> jax.Array:
     # On the CPU the product is several times as fast on rows that lie in order: with the transposition inside it, or left
     # to be a matter of layout, XLA has no bfloat16 product for it. Elsewhere it costs nothing inside.
-    return jax.lax.platform_dependent(x, cpu=_transposed_in_memory, default=jnp.transpose)
-
-
-def _transposed_in_memory(x: jax.Array) -> jax.Array:
-    if is_spread():  # XLA cannot split a constraint on the layout, and would put `x` together on every device
-        return jax.lax.optimization_barrier(x.T)
-    return with_layout_constraint(jax.lax.optimization_barrier(x).T, Layout((0, 1)))
+    return jax.lax.platform_dependent(x, cpu=transposed_in_memory, default=jnp.transpose)
 
 
 linear.defvjp(_linear_forward, _linear_backward)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 from flax.core import spmd
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 
@@ -19,9 +20,13 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, _spec(x.shape, axes, rules)) if rules else x
 
 
-def is_spread() -> bool:
-    """Whether what is traced is for a mesh of several devices."""
-    return bool(spmd.get_logical_axis_rules())
+def transposed_in_memory(x: jax.Array) -> jax.Array:
+    """`x.T`, `[M, N]`, as an array of its own with rows in order, where a compiler might leave it to be a matter of layout."""
+    if (
+        spmd.get_logical_axis_rules()
+    ):  # XLA cannot split a constraint on the layout, and would put `x` together everywhere
+        return jax.lax.optimization_barrier(x.T)
+    return with_layout_constraint(jax.lax.optimization_barrier(x).T, Layout((0, 1)))
 
 
 def on_each_device(

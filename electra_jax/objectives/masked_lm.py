@@ -23,7 +23,6 @@ def fill(model: Electra, example: Example) -> Filled:
     masked, labels, weights = example.masked, example.labels.reshape(-1), example.masked.weights.reshape(-1)
     text = example.batch.text._replace(input_ids=masked.input_ids)
     logits = model.generator_logits(text, masked.positions, example.draws.generator_dropout)
-    logits = logits.reshape(-1, logits.shape[-1])
     loss = losses.mean(losses.cross_entropy(logits, labels), weights)
     metrics = {"masked_lm_accuracy": losses.mean(losses.is_highest(logits, labels), weights)}
     return Filled(logits, loss, metrics)

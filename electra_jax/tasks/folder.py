@@ -45,6 +45,7 @@ def write(folder: Path, params: Params, model: ModelConfig, kind: Kind, about: d
         tokenizer_files.write(tokenizer, partial, task.max_length)
         saved = {"task": dataclasses.asdict(task), "settings": kind.settings(), **about}
         (partial / "task.json").write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(_card(kind, saved), encoding="utf-8")
         partial.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -52,6 +53,34 @@ def write(folder: Path, params: Params, model: ModelConfig, kind: Kind, about: d
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+_PIPELINES = {
+    "sequence": "text-classification",
+    "tagging": "token-classification",
+    "question_answering": "question-answering",
+}
+
+
+def _card(kind: Kind, saved: dict[str, Any]) -> str:
+    """The model card, with the head that the Hub reads."""
+    task, architecture = kind.task, huggingface.TASK_MODELS[kind.head]
+    lines = ["---", "library_name: transformers", "tags:", "- electra", "- electra_jax"]
+    lines += [f"pipeline_tag: {_PIPELINES[kind.head]}", "---", "", f"# ELECTRA, fine-tuned: {task.kind}", ""]
+    lines += [f"From {Path(saved['from']).name}, by [electra_jax](https://github.com/OWNER/electra_jax).", ""]
+    lines += ["```python", f"from transformers import AutoTokenizer, {architecture}", ""]
+    lines += ['tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")']
+    lines += [f'model = {architecture}.from_pretrained("PATH_OR_NAME")', "```", ""]
+    lines += [
+        f"Texts of up to {task.max_length} tokens. Figures of this seed ({saved['seed']}):",
+        "",
+        "| | | |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {s} | {name} | {value:.4f} |" for s, found in saved["figures"].items() for name, value in found.items()
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _labels(kind: Kind) -> dict[str, Any]:
