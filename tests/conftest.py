@@ -148,8 +148,9 @@ def run_module(
 
 
 def process_env(extra: dict[str, str] | None = None) -> dict[str, str]:
-    """The environment of a run: one device, the package importable, compiled programs shared."""
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    """The environment of a run: one device, the package importable, compiled programs shared and, as here, not optimised."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     cache = {"JAX_COMPILATION_CACHE_DIR": str(_CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    cache["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**kept, **cache, "PYTHONPATH": path, **(extra or {})}

@@ -26,10 +26,8 @@ class Group:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        # Not optimised: all that is compared here was compiled alike.
         env = process_env({
             "JAX_NUM_CPU_DEVICES": str(4 // count), "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
         })  # fmt: skip
         workdirs = [workdir] * count if isinstance(workdir, str) else workdir
         self.logs, self.processes, self.workdir = [], [], place / workdirs[0]

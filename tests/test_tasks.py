@@ -49,8 +49,8 @@ def test_measures_of_labels_are_scikit_learns(labels):
 def test_measures_of_numbers_are_scipys_and_nothing_is_nan():
     x = RNG.normal(size=40)
     y = np.round(x + RNG.normal(size=40))  # ties
-    np.testing.assert_allclose(metrics.pearson(x, y), np.corrcoef(x, y)[0, 1])
-    np.testing.assert_allclose(metrics.spearman(x, y), np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
+    np.testing.assert_allclose(metrics.pearson(x, y), stats.pearsonr(x, y)[0])
+    np.testing.assert_allclose(metrics.spearman(x, y), stats.spearmanr(x, y)[0])
     assert metrics.pearson(x, np.ones(40)) == metrics.spearman(np.ones(40), x) == 0.0
     assert metrics.matthews(np.array([0, 1]), np.array([1, 1])) == 0.0
 
@@ -142,7 +142,7 @@ def test_json_lines_and_their_info(tmp_path):
         "train": [160], "validation": [40], "test": [40],
     }  # fmt: skip
     first = data.train["train"][1]
-    assert first.label == 1 and first.texts[0].endswith("Good!") and first.where.endswith("train.jsonl:2")
+    assert first.label == 1 and first.texts[0].startswith("Good!") and first.where.endswith("train.jsonl:2")
 
 
 def test_labels_that_nobody_named_are_found(tmp_path):

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from scipy import stats
 
 
 def accuracy(expected: np.ndarray, predicted: np.ndarray) -> float:
@@ -39,12 +38,12 @@ def is_chance(correlation: float, count: int) -> bool:
 
 def pearson(expected: np.ndarray, predicted: np.ndarray) -> float:
     """Linear correlation; 0 where either is constant."""
-    return float(stats.pearsonr(expected, predicted)[0]) if _both_vary(expected, predicted) else 0.0
+    return float(np.corrcoef(expected, predicted)[0, 1]) if _both_vary(expected, predicted) else 0.0
 
 
 def spearman(expected: np.ndarray, predicted: np.ndarray) -> float:
     """Correlation of ranks, ties sharing theirs; 0 where either is constant."""
-    return float(stats.spearmanr(expected, predicted)[0]) if _both_vary(expected, predicted) else 0.0
+    return pearson(_ranks(expected), _ranks(predicted))
 
 
 def span_precision_recall_f1(
@@ -90,6 +89,12 @@ def to_bioes(tags: Sequence[str]) -> list[str]:
 def _ratios(hits: float, found: float, there: float) -> tuple[float, float, float]:
     precision, recall = hits / found if found else 0.0, hits / there if there else 0.0
     return precision, recall, 2 * hits / (found + there) if found + there else 0.0
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """From 1 on; equal values share the mean of theirs."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[which]
 
 
 def _both_vary(one: np.ndarray, two: np.ndarray) -> bool:
