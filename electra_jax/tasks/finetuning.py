@@ -122,6 +122,11 @@ class Job:
         """What is chosen by and reported."""
         return self.data.task.metric
 
+    @property
+    def validation(self) -> Split | None:
+        """The labelled split that is chosen by."""
+        return next((s for s in self.splits if s.name in self.data.validation and s.is_labelled), None)
+
     def initial(self, seed: int) -> Params:
         """The pretrained weights with a fresh head, or all fresh."""
         params = self._fresh(stream(seed, INIT_STREAM))
@@ -169,7 +174,7 @@ class _Run:
     def __init__(self, job: Job, seed: int, workdir: Path, interrupts: Interrupts):
         self._job, self._seed, self._workdir, self._interrupts = job, seed, workdir, interrupts
         self._config = dataclasses.replace(job.run_config, seed=seed)
-        self._validation = next((s for s in job.splits if s.name in job.data.validation and s.is_labelled), None)
+        self._validation = job.validation
         evaluation = job.config.evaluation
         self._keeps_best, self._patience = evaluation.select == "best" and bool(self._validation), evaluation.patience
         self._best, self._best_step, self._since = -math.inf, 0, 0

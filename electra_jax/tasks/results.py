@@ -31,22 +31,24 @@ def save(workdir: Path, job: Job, outcome: Outcome) -> SeedResult:
     """Writes a seed's model, outputs and figures; the last of them, `result.json`, says that it is complete."""
     about = {"seed": outcome.seed, "step": outcome.step, "metric": job.metric, "figures": outcome.figures}
     folder.write(workdir / "model", outcome.params, job.encoder.model, job.kind, about | {"from": job.encoder.name})
-    arrays = {
-        f"{split}/{index}": output for split, rows in outcome.outputs.items() for index, output in enumerate(rows)
-    }
-    np.savez_compressed(workdir / "outputs.npz", **arrays)
+    rows = {split: [np.atleast_2d(output) for output in found] for split, found in outcome.outputs.items()}
+    arrays = {split: np.concatenate(found) for split, found in rows.items()}
+    sizes = {f"{split}/rows": np.asarray([len(output) for output in found]) for split, found in rows.items()}
+    np.savez_compressed(workdir / "outputs.npz", **arrays, **sizes)
     kept = {name: getattr(outcome, name) for name in ("seed", "step", "seconds", "figures", "is_collapsed", "settings")}
     storage.write(workdir / "result.json", json.dumps(kept, indent=1) + "\n")
     return SeedResult(**kept, outputs=outcome.outputs)
 
 
-def load(workdir: Path, splits: Sequence[Split]) -> SeedResult | None:
+def load(workdir: Path, job: Job) -> SeedResult | None:
     """What `save` wrote, or None where the seed is not done."""
     if not (workdir / "result.json").is_file():
         return None
     kept = json.loads((workdir / "result.json").read_text())
     with np.load(workdir / "outputs.npz") as arrays:
-        outputs = {s.name: [arrays[f"{s.name}/{index}"] for index in range(len(s.features))] for s in splits}
+        outputs = {s.name: np.split(arrays[s.name], np.cumsum(arrays[f"{s.name}/rows"])[:-1]) for s in job.splits}
+    if job.kind.head == "sequence":
+        outputs = {name: [row[0] for row in found] for name, found in outputs.items()}
     return SeedResult(**kept, outputs=outputs)
 
 
@@ -70,22 +72,25 @@ def reported_split(job: Job) -> Split | None:
     return None
 
 
-def combine(job: Job, done: Sequence[SeedResult], collapsed: Sequence[SeedResult]) -> dict[str, Any]:
+def combine(
+    job: Job,
+    done: Sequence[SeedResult],
+    collapsed: Sequence[SeedResult],
+    outputs: Mapping[str, Sequence[np.ndarray]],
+) -> dict[str, Any]:
     """`results.json`: the reported metric over the seeds on top, then everything else.
 
     Args:
       job: of the task.
       done: a result for each seed that counts.
       collapsed: those that were repeated with another seed, or could not be.
+      outputs: the average of theirs, by split.
     """
     reported = reported_split(job)
     found: dict[str, Any] = {"init": job.encoder.name, "kind": job.data.task.kind, "metric": job.metric}
     if reported is not None:
         found |= {"split": reported.name} | summary([one.figures[reported.name][job.metric] for one in done])
-    averaged = {}
-    for split in job.splits:
-        if split.is_labelled and len(done) > 1:
-            averaged[split.name] = job.figures(split, average(job, done, split))
+    averaged = {s.name: job.figures(s, outputs[s.name]) for s in job.splits if s.is_labelled and len(done) > 1}
     figures = {
         split: {name: summary([one.figures[split][name] for one in done]) for name in done[0].figures[split]}
         for split in done[0].figures
@@ -98,10 +103,20 @@ def combine(job: Job, done: Sequence[SeedResult], collapsed: Sequence[SeedResult
     }
 
 
-def average(job: Job, done: Sequence[SeedResult], split: Split) -> list[np.ndarray]:
-    """Outputs of one model for those of several."""
-    rows = zip(*(one.outputs[split.name] for one in done), strict=True)
-    return [job.kind.average(row) for row in rows]
+def average(job: Job, done: Sequence[SeedResult]) -> dict[str, list[np.ndarray]]:
+    """By split, outputs of one model for those of several; a threshold is chosen anew, by the validation set's."""
+    if len(done) == 1:
+        return done[0].outputs
+    found = {
+        split.name: [job.kind.average(row) for row in zip(*(one.outputs[split.name] for one in done), strict=True)]
+        for split in job.splits
+    }
+    validation = job.validation
+    if validation is not None:
+        outputs = found[validation.name]
+        predictions = job.kind.predictions(validation.examples, validation.features, outputs)
+        job.kind.tune(validation.examples, predictions)
+    return found
 
 
 def best_of(job: Job, done: Sequence[SeedResult]) -> SeedResult:

@@ -49,7 +49,7 @@ def run(job: Job, workdir: Path, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _one(job: Job, seed: int, workdir: Path, interrupts: Interrupts, say: Callable[[str], None]) -> SeedResult:
-    found = results.load(workdir, job.splits)
+    found = results.load(workdir, job)
     if found is not None:
         return found
     workdir.mkdir(parents=True, exist_ok=True)
@@ -71,8 +71,8 @@ def _finish(
     best = results.best_of(job, done)
     for name, value in best.settings.items():
         setattr(job.kind, name, value)
-    outputs = {split.name: results.average(job, done, split) for split in job.splits} if len(done) > 1 else best.outputs
-    found = results.combine(job, done, collapsed)
+    outputs = results.average(job, done)
+    found = results.combine(job, done, collapsed, outputs)
     for path in results.write_predictions(workdir, job, outputs):
         say(f"wrote {path}")
     if (workdir / "model").exists():
