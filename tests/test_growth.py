@@ -33,10 +33,9 @@ def test_one_size_grows_at_a_time():
 
 
 def test_a_size_is_timed_and_drawn(tmp_path):
-    rows = []
-    for grows in ("length", "batch", "layers", "vocabulary"):
-        rows.append(growth.measure(CONFIG, growth.Point(grows, 48, 4, 3, 200), steps=2))
-        rows.append(growth.measure(CONFIG, growth.Point(grows, 96, 8, 4, 400), steps=2))
+    rows = [
+        growth.measure(CONFIG, growth.Point("length", *sizes), steps=2) for sizes in ((48, 4, 3, 200), (96, 8, 4, 400))
+    ]
     for row in rows:
         assert 0 < row["step_seconds"] < 60
         assert row["tokens_per_second"] == pytest.approx(row["length"] * row["batch_size"] / row["step_seconds"])
@@ -44,6 +43,7 @@ def test_a_size_is_timed_and_drawn(tmp_path):
         rows[0]["flops_per_second"] * rows[0]["step_seconds"]
     )
     assert ratio > 4 * 4 / 3  # twice the length, twice the batch, more layers, and attention
+    rows = [{**row, "grows": grows} for grows in ("length", "batch", "layers", "vocabulary") for row in rows]
     growth.plot(rows, str(tmp_path / "growth.svg"))
     picture = xml.etree.ElementTree.parse(tmp_path / "growth.svg")
     assert picture.getroot().tag.endswith("svg")
