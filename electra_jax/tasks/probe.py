@@ -40,6 +40,7 @@ class Probe:
         """
         job = self._job
         job.start_from(encoders.parts(params))
+        shutil.rmtree(self._scratch, ignore_errors=True)  # a run that was killed may have left one of other weights
         try:
             outcome = job.run(job.config.seed, self._scratch, interrupts)
         except Stopped:
