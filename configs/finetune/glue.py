@@ -11,7 +11,11 @@ gluebenchmark.com hands out. `:all` runs all eight and prints their average besi
 
 import ml_collections
 
-_SENTENCE, _ONE, _TWO = "sentence|3", "sentence1|question1|premise|#1 String", "sentence2|question2|hypothesis|#2 String"
+_SENTENCE, _ONE, _TWO = (
+    "sentence|3",
+    "sentence1|question1|premise|#1 String",
+    "sentence2|question2|hypothesis|#2 String",
+)
 _NLI = ("entailment", "neutral", "contradiction")
 _ENTAILED = ("entailment", "not_entailment")
 _SAME = ("not_equivalent", "equivalent")
