@@ -1,12 +1,14 @@
 """Fine-tunes an encoder on a task: `python -m electra_jax.finetune --config=configs/finetune/jsonl.py --init=PATH`."""
 
+import json
 import signal
+import statistics
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from electra_jax import cli, memory
+from electra_jax import cli, memory, storage
 from electra_jax.errors import UserError
 from electra_jax.tasks import encoder as encoders
 from electra_jax.tasks import examples, results, seeds
@@ -70,8 +72,9 @@ def _task(config: FinetuneConfig, encoder: Encoder, workdir: Path) -> dict[str, 
 def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder, workdir: Path) -> int:
     """Runs the configurations of a file one after the other, and prints what they come to beside what is published."""
     file, found = path.rpartition(":")[0], []
-    for word in words:
-        config = cli.load_finetune_config(f"{file}:{word}", overrides)
+    # All before the first: a mistake in the last shows now.
+    configs = [(word, cli.load_finetune_config(f"{file}:{word}", overrides)) for word in words]
+    for word, config in configs:
         _say(f"== {word}")
         found.append((word, config, _task(config, encoder, workdir / word)))
     print(f"{'task':8} {'metric':18} {'mean':>8} {'median':>8} {'deviation':>10} {'published':>10}")
@@ -79,11 +82,20 @@ def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder,
         shown = [f"{100 * one[name]:.1f}" for name in ("mean", "median", "standard_deviation")]
         published = f"{config.task.published:.1f}" if config.task.published else "-"
         print(f"{word:8} {one['metric']:18} {shown[0]:>8} {shown[1]:>8} {shown[2]:>10} {published:>10}")
-    score = sum(100 * one["median"] for *_, one in found) / len(found)
+    scores = [100 * one["median"] for *_, one in found]
     published = [config.task.published for _, config, _ in found]
-    beside = f", published {sum(published) / len(published):.2f}" if all(published) else ""
-    difference = f" ({score - sum(published) / len(published):+.2f})" if all(published) else ""
-    print(f"average of {len(found)} medians {score:.2f}{beside}{difference}", flush=True)
+    total = {"average": statistics.fmean(scores), "tasks": {word: one for word, _, one in found}}
+    line = f"average of {len(found)} medians {total['average']:.2f}"
+    # Of the average over tasks, seed by seed, where all have as many.
+    averages = [100 * statistics.fmean(values) for values in zip(*(one["values"] for *_, one in found))]
+    if len(averages) > 1:
+        total["standard_deviation"] = statistics.stdev(averages)
+        line += f", standard deviation over {len(averages)} seeds {total['standard_deviation']:.2f}"
+    if all(published):
+        total["published"] = statistics.fmean(published)
+        line += f"; published {total['published']:.2f}, {total['average'] - total['published']:+.2f} here"
+    storage.write(workdir / "results.json", json.dumps(total, indent=1) + "\n")
+    print(line, flush=True)
     return 0
 
 

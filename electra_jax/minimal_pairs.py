@@ -5,6 +5,7 @@ a sentence by the log-probability that each of its tokens is the original; the a
 """
 
 import collections
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
         rows = list(formats.rows(cli.local_path("FILE", name), TaskConfig(format="jsonl")))
         for row in rows:
             for field in _FIELDS:
-                if not str(row.values.get(field, "")).strip():
+                if not str(row.values.get(field) or "").strip():
                     raise UserError(f"{row.where}: no sentence in field {field!r}")
         good, bad = (scorer([str(row.values[field]) for row in rows]) for field in _FIELDS)
         for row, one, other in zip(rows, good, bad):
@@ -66,7 +67,8 @@ class Scorer:
         self._tokenizer, self._per_token, self._size = found.tokenizer, per_token, batch_size
         self._params, self._longest = found.params(None), found.model.max_position_embeddings
         self._lengths = batches.lengths_up_to(self._longest)
-        architecture, pad = Architecture(found.model, found.tokenizer.vocab_size), found.tokenizer.special.pad
+        plain = dataclasses.replace(found.model, dtype="float32", attention="reference", remat="none")
+        architecture, pad = Architecture(plain, found.tokenizer.vocab_size), found.tokenizer.special.pad
 
         @jax.jit
         def scores(params, input_ids: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -86,28 +87,22 @@ def _text(lines: Iterable[str], name: str, task: TaskConfig) -> Iterator[Row]:
     names = {"tagging": ("tokens",), "question_answering": ("question", "context")}.get(task.kind)
     if names is None:
         one, two = (field.split("|")[0] for field in (task.text, task.text_pair))
-        names = tuple(filter(None, (one, two))) or ("text_a", "text_b")
+        names = tuple(filter(None, (one, two)))
     for number, line in enumerate(lines):
         where, cells = f"{name}:{number + 1}", line.rstrip("\r\n").split("\t")
         if not line.strip():
             raise UserError(f"{where} is empty; an example a line")
-        fields = (
-            ("text",) if len(cells) == 1 and not task.text and task.kind in ("classification", "regression") else names
-        )
-        if len(cells) != len(fields):
-            raise UserError(f"{where} has {len(cells)} parts, the task reads {len(fields)}: {' and '.join(fields)}")
-        yield Row(where, number, dict(zip(fields, cells)))
+        if len(cells) != len(names):
+            raise UserError(f"{where} has {len(cells)} parts, the task reads {len(names)}: {' and '.join(names)}")
+        yield Row(where, number, dict(zip(names, cells)))
 
 
 def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    chunk: list[Row] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == _BUFFER:
+    try:
+        while chunk := list(itertools.islice(rows, _BUFFER)):
             yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+    except UnicodeDecodeError as error:
+        raise UserError(f"the input is no UTF-8 text ({error})") from None
 
 
 @contextlib.contextmanager

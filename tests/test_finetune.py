@@ -68,7 +68,8 @@ def test_each_kind_learns_and_transformers_says_the_same(place, kind):
     import transformers
 
     workdir = kind.replace(" ", "-")
-    done = finetune(place, kind, workdir, "--config.train.epochs=24")
+    windows = ["--config.task.max_query_length=8", "--config.task.doc_stride=8"] if kind == "question answering" else []
+    done = finetune(place, kind, workdir, "--config.train.epochs=24", *windows)
     assert done.returncode == 0, done.stderr
     found = results(place, workdir)
     last = done.stdout.strip().splitlines()[-1]
@@ -80,8 +81,7 @@ def test_each_kind_learns_and_transformers_says_the_same(place, kind):
     path = place / workdir / "model"
     kind_of, model, params = folder.read(path)
     theirs = getattr(transformers, f"AutoModelFor{TRANSFORMERS[kind]}").from_pretrained(path).eval()
-    config = task_config.from_dict({"task": {"path": str(place / kind.replace(" ", "_")), "max_length": 32}})
-    tests = examples.load(config.task).test["test"][:8]
+    tests = examples.load(kind_of.task).test["test"][:8]
     from electra_jax.tasks.of_kind import predicting
 
     architecture = predicting(model, kind_of)
@@ -374,3 +374,48 @@ def test_train_probes_a_task(place, corpus_file):
         "config.probe.interval_steps=15 cannot work: it must be a multiple of evaluation.interval_steps"
         in refused.stderr
     )
+
+
+@pytest.mark.slow
+def test_a_suite_prints_and_writes_its_average(place):
+    """As glue.py:all does, on two small tasks."""
+    (place / "suite.py").write_text(
+        "import ml_collections\n\n\ndef get_config(word):\n"
+        "    both = ('classification', 'pair_classification')\n"
+        "    task = {'path': word, 'max_length': 32, 'published': 90.0}\n"
+        "    more = {'suite': both} if word == 'all' else {'task': task}\n"
+        "    return ml_collections.ConfigDict({'seeds': 2, 'max_restarts': 0, 'train': {'epochs': 1.0}, **more})\n"
+    )
+    done = run_module("finetune", "--config=suite.py:all", "--init=pretrained", "--workdir=suite", cwd=place)
+    assert done.returncode == 0, done.stderr
+    whole = json.loads((place / "suite" / "results.json").read_text())
+    parts = [results(place, f"suite/{name}") for name in ("classification", "pair_classification")]
+    assert whole["average"] == pytest.approx(100 * np.mean([part["median"] for part in parts]))
+    deviation = np.std(100 * np.mean([part["values"] for part in parts], 0), ddof=1)
+    assert whole["standard_deviation"] == pytest.approx(deviation) and whole["published"] == 90.0
+    assert re.search(r"average of 2 medians \d+\.\d\d, standard deviation over 2 seeds", done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_other_data_in_the_same_place_are_refused(place, tmp_path):
+    data = task_data.make(tmp_path / "data", "classification")
+    flags = [CONFIG, "--init=pretrained", f"--config.task.path={data}", f"--workdir={tmp_path / 'w'}", *FAST]
+    flags += ["--config.train.epochs=1", "--config.max_restarts=0"]
+    assert run_module("finetune", *flags, cwd=place).returncode == 0
+    task_data.write_lines(data / "test.jsonl", [{"text": "Good! another", "label": 1}])
+    again = run_module("finetune", *flags, cwd=place)
+    assert again.returncode == 2 and "holds runs with data=" in again.stderr
+
+
+def test_predict_names_what_it_cannot_label(place, tiny_job, tmp_path):
+    from electra_jax.tasks.folder import write
+
+    job = tiny_job("pair classification")
+    about = {"seed": 0, "step": 0, "metric": "f1", "figures": {}, "from": "x"}
+    write(tmp_path / "model", job.initial(0), job.encoder.model, job.kind, about)
+    for text, message in ((b"one\n", "standard input:1 has 1 parts, the task reads 2: text_a and text_b"),
+                          (b"a\tb\n\n", "standard input:2 is empty"), (b"\xff\tb\n", "no UTF-8 text")):  # fmt: skip
+        (tmp_path / "in.txt").write_bytes(text)
+        said = run_module("predict", f"--model={tmp_path / 'model'}", f"--input={tmp_path / 'in.txt'}", cwd=place)
+        message = message.replace("standard input", str(tmp_path / "in.txt"))
+        assert said.returncode == 2 and message in said.stderr and said.stderr.count("\n") == 1, said.stderr

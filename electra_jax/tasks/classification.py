@@ -20,6 +20,7 @@ class _OfTexts(Kind):
         count = max((len(example.texts) for example in examples), default=1)
         encoded = [self.encode([example.texts[place] for example in examples]) for place in range(count)]
         room, made = self.task.max_length - 1 - count, []
+        self.num_cut = sum(sum(map(len, parts)) > room for parts in zip(*encoded))
         for index, (example, *parts) in enumerate(zip(examples, *encoded)):
             sizes = cut_pair(*map(len, parts), room) if count == 2 else (min(len(parts[0]), room),)
             ids, types = joined([part[:size] for part, size in zip(parts, sizes)], self.tokenizer)
@@ -43,6 +44,11 @@ class Classification(_OfTexts):
         super().__init__(task, tokenizer)
         self.num_outputs = len(task.labels)
 
+    @property
+    def measures(self):
+        found = ("accuracy", "matthews", "macro_f1")
+        return (*found, "precision", "recall", "f1") if self.num_outputs == 2 else found
+
     def target(self, label: int | None) -> np.ndarray:
         return np.int32(-1 if label is None else label)
 
@@ -60,9 +66,8 @@ class Classification(_OfTexts):
 
     def is_collapsed(self, examples, predictions):
         expected = np.asarray([example.label for example in examples])
-        return np.ptp(expected) > 0 and metrics.is_chance(
-            metrics.matthews(expected, np.argmax(predictions, -1)), len(expected)
-        )
+        known = metrics.matthews(expected, np.argmax(predictions, -1))
+        return bool(np.ptp(expected) > 0) and metrics.is_chance(known, len(expected))
 
     def average(self, outputs):
         return np.log(np.maximum(special.softmax(np.asarray(outputs, np.float64), axis=-1).mean(0), 1e-30))
@@ -77,6 +82,7 @@ class Regression(_OfTexts):
     """A number; the model sees it as a share of the way from the least to the greatest in training, as the reference."""
 
     num_outputs = 1
+    measures = ("pearson", "spearman", "pearson_spearman")
     low, high = 0.0, 1.0
 
     def fit(self, examples: Sequence[Example]) -> None:
@@ -98,9 +104,8 @@ class Regression(_OfTexts):
 
     def is_collapsed(self, examples, predictions):
         expected = np.asarray([example.label for example in examples])
-        return np.ptp(expected) > 0 and metrics.is_chance(
-            metrics.spearman(expected, np.asarray(predictions)), len(expected)
-        )
+        known = metrics.spearman(expected, np.asarray(predictions))
+        return bool(np.ptp(expected) > 0) and metrics.is_chance(known, len(expected))
 
     def average(self, outputs):
         return np.mean(outputs, 0)

@@ -47,10 +47,10 @@ class TaskConfig:
         False, "train on pairs in both orders, as the reference for MRPC and STS-B", REFUSE
     )
     tags: Literal["as_given", "bioes"] = setting("as_given", "spans in BIO may be predicted as BIOES", REFUSE)
-    doc_stride: int = setting(128, "question answering: tokens from one window of a long context to the next", REFUSE)
+    doc_stride: int = setting(32, "question answering: tokens from one window of a long context to the next", REFUSE)
     max_query_length: int = setting(64, "tokens of a question", REFUSE)
-    max_answer_length: int = setting(30, "tokens of an answer", FREE)
-    n_best: int = setting(20, "answers that are weighed against each other", FREE)
+    max_answer_length: int = setting(30, "tokens of an answer", REFUSE)
+    n_best: int = setting(20, "answers that are weighed against each other", REFUSE)
     submission: str = setting("", "files of test predictions as GLUE takes them, one a test split", FREE)
     published: float = setting(0.0, "the score to print beside ours; 0: none", FREE)
 
@@ -98,7 +98,7 @@ class FinetuneTrainConfig:
 class FinetuneEvaluationConfig:
     """Figures on the validation set, and what is done by them."""
 
-    interval_epochs: float = setting(1.0, "epochs between evaluations; also at the end", FREE)
+    interval_epochs: float = setting(1.0, "epochs between evaluations; also at the end", WARN)
     batch_size: int = setting(64, "examples a batch", FREE)
     select: Literal["last", "best"] = setting("last", "the weights kept: the last, or those best on validation", WARN)
     patience: int = setting(0, "evaluations without a better one after which training ends; 0: never", WARN)
@@ -110,7 +110,7 @@ class FinetuneConfig:
 
     seed: int = setting(0, "the first seed: of the head, the order of examples and dropout", REFUSE)
     seeds: int = setting(1, "how many runs, with seed, seed + 1 ...", FREE)
-    max_restarts: int = setting(2, "collapsed runs that are repeated with another seed", FREE)
+    max_restarts: int = setting(2, "collapsed runs, of all, that are repeated with another seed", FREE)
     suite: tuple[str, ...] = setting((), "words of this file's other configurations, to run one after the other", FREE)
     task: TaskConfig = TaskConfig()
     model: FinetuneModelConfig = FinetuneModelConfig()
@@ -126,6 +126,7 @@ def from_dict(values: Mapping[str, Any]) -> FinetuneConfig:
     """Builds and validates; raises `UserError` for anything that cannot work."""
     config = config_values.build(FinetuneConfig, values)
     config_loading.refuse(config, (*config_loading.ranges(config), *_checks(config)))
+    check_windows(config.task)
     return config
 
 
@@ -133,16 +134,34 @@ def _checks(config: FinetuneConfig) -> Iterator[Check]:
     task, evaluation = config.task, config.evaluation
     yield config.suite or bool(task.path), "task.path", "a folder of data, or tfds:NAME"
     yield task.max_length >= 8, "task.max_length", "8 or more"
-    room = task.max_length - task.max_query_length - 3
-    is_answering = task.kind == "question_answering"
-    expected = f"below task.max_length - 3, {task.max_length - 3}: the rest is for the context"
-    yield not is_answering or room > 0, "task.max_query_length", expected
-    expected = f"at most {room}, what task.max_length leaves for the context: otherwise words between windows are lost"
-    yield not is_answering or task.doc_stride <= room, "task.doc_stride", expected
+    for name in ("doc_stride", "max_query_length", "max_answer_length", "n_best"):
+        yield getattr(task, name) >= 1, f"task.{name}", "1 or more"
+    yield len({*task.labels}) == len(task.labels), "task.labels", "different names"
+    yield config.seeds >= 1, "seeds", "1 or more"
+    yield config.max_restarts >= 0, "max_restarts", "0 or more"
+    yield config.train.epochs > 0, "train.epochs", "a number above 0"
+    yield evaluation.interval_epochs > 0, "evaluation.interval_epochs", "a number above 0"
+    yield evaluation.patience >= 0, "evaluation.patience", "0 or more"
+    yield 0 <= config.model.classifier_dropout < 1, "model.classifier_dropout", "a fraction of at least 0 and below 1"
+    yield config.optimizer.warmup_fraction >= 0, "optimizer.warmup_fraction", "a fraction of at least 0"
     yield config.optimizer.layerwise_decay <= 1, "optimizer.layerwise_decay", "at most 1"
     yield config.optimizer.warmup_fraction < 1, "optimizer.warmup_fraction", "a fraction below 1"
     fits = not evaluation.patience or evaluation.select == "best"
     yield fits, "evaluation.patience", "0 unless evaluation.select=best"
+
+
+def check_windows(task: TaskConfig) -> None:
+    """Refuses windows over a context that would lose words; raises `UserError`. For a task whose kind is decided."""
+    if task.kind != "question_answering":
+        return
+    room = task.max_length - task.max_query_length - 3
+    if room < 1:
+        config_values.fail(
+            "task.max_query_length", task.max_query_length, f"below task.max_length - 3, {task.max_length - 3}"
+        )
+    if task.doc_stride > room:
+        expected = f"at most {room}, what task.max_length leaves for the context: words between windows would be lost"
+        config_values.fail("task.doc_stride", task.doc_stride, expected)
 
 
 def resolve(config: FinetuneConfig, model: ModelConfig, num_examples: int) -> Config:

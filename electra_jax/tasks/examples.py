@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from electra_jax.errors import UserError
 from electra_jax.tasks import formats
-from electra_jax.tasks.config import TaskConfig
+from electra_jax.tasks.config import TaskConfig, check_windows
 from electra_jax.tasks.formats import Row
 from electra_jax.tasks.metrics import to_bioes
 
@@ -44,14 +45,18 @@ class TaskData:
     validation: dict[str, list[Example]]
     test: dict[str, list[Example]]
 
+    def digest(self) -> str:
+        """Identifies texts and labels: sixteen characters."""
+        found = hashlib.sha256()
+        for name in ("train", "validation", "test"):
+            for split, examples in getattr(self, name).items():
+                found.update(f"{name} {split} {len(examples)}".encode())
+                for one in examples:  # wherever they are
+                    found.update(repr(one[1:]).encode())
+        return found.hexdigest()[:16]
+
 
 METRICS = {"classification": "accuracy", "regression": "spearman", "tagging": "accuracy", "question_answering": "f1"}
-_KNOWN_METRICS = {
-    "classification": ("accuracy", "f1", "macro_f1", "precision", "recall", "matthews"),
-    "regression": ("spearman", "pearson", "pearson_spearman"),
-    "tagging": ("accuracy", "span_f1"),
-    "question_answering": ("f1", "exact_match"),
-}
 
 
 def load(task: TaskConfig) -> TaskData:
@@ -71,7 +76,12 @@ def load(task: TaskConfig) -> TaskData:
     first = next(iter(rows["train"].values()))[0]
     task = _decided(task, source.info(), first)
     if not task.labels and task.kind in ("classification", "tagging"):
-        task = dataclasses.replace(task, labels=_labels_of(task, itertools.chain(*rows["train"].values())))
+        # Of all splits where words are tagged: a tag that training never shows is an error of the model, not of the data.
+        parts = rows.values() if task.kind == "tagging" else [rows["train"]]
+        every = itertools.chain.from_iterable(itertools.chain(*part.values()) for part in parts)
+        task = dataclasses.replace(task, labels=_labels_of(task, every))
+    if task.kind == "tagging" and task.tags == "bioes":
+        task = dataclasses.replace(task, labels=_bioes(task.labels))
     make = functools.partial(example, task)
     parts = {
         name: {split: [make(row, needs_label=name != "test") for row in found] for split, found in part.items()}
@@ -92,27 +102,44 @@ def _decided(task: TaskConfig, info: dict[str, Any], first: Row) -> TaskConfig:
         kind = said or _kind_of(first)
     if kind not in METRICS:
         raise UserError(f"config.task.kind: {kind!r}, as info.json says, is not known; known are {', '.join(METRICS)}")
-    labels = task.labels or tuple(map(str, info.get("labels", ())))
+    named = info.get("labels", ())
+    if not isinstance(named, (list, tuple)) or len({*map(str, named)}) < len(named):
+        raise UserError(
+            f"config.task.path={task.path}: labels in info.json must be a list of different names, not {named!r}"
+        )
+    labels = task.labels or tuple(map(str, named))
     metric = task.metric or str(info.get("metric", METRICS[kind]))
-    if metric not in _KNOWN_METRICS[kind]:
-        known = ", ".join(_KNOWN_METRICS[kind])
-        raise UserError(f"config.task.metric={metric!r} cannot work: of {kind} there are {known}")
-    return dataclasses.replace(task, kind=kind, labels=labels, metric=metric)
+    if kind in ("classification", "regression") and not task.text:
+        # Said, so that one text is never taken for two.
+        names = {"text": "text_a", "text_pair": "text_b"} if "text_a" in first.values else {"text": "text"}
+        task = dataclasses.replace(task, **names)
+    task = dataclasses.replace(task, kind=kind, labels=labels, metric=metric)
+    check_windows(task)
+    return task
 
 
 def _kind_of(row: Row) -> str:
     if "question" in row.values and "context" in row.values:
         return "question_answering"
+    if isinstance(row.values.get("label"), float):
+        return "regression"
     return "tagging" if "tokens" in row.values else "classification"
 
 
 def _labels_of(task: TaskConfig, rows: Iterable[Row]) -> tuple[str, ...]:
     """The labels that occur, sorted: numbers by size."""
     if task.kind == "tagging":
-        found = {str(tag) for row in rows for tag in _tags(task, row, True) or ()}
+        found = {str(tag) for row in rows for tag in _tags(task, row, False) or ()}
     else:
         found = {str(_field(row, task.label)) for row in rows}
     return tuple(sorted(found, key=lambda name: (0, int(name), "") if name.isdigit() else (1, 0, name)))
+
+
+def _bioes(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels in BIO or BIOES with every prefix that a span may be spelt by."""
+    names = sorted({label.partition("-")[2] for label in labels if label[:2] in ("B-", "I-", "E-", "S-")})
+    others = [label for label in labels if label[:2] not in ("B-", "I-", "E-", "S-")]
+    return (*others, *(f"{prefix}-{name}" for name in names for prefix in "BIES"))
 
 
 def example(task: TaskConfig, row: Row, needs_label: bool = True, take_label: bool = True) -> Example:
@@ -128,16 +155,11 @@ def example(task: TaskConfig, row: Row, needs_label: bool = True, take_label: bo
     label = _optional(row, task.label, needs_label) if take_label else None
     if label is not None:
         label = _number(row, label) if task.kind == "regression" else index_of(task.labels, label, row.where)
-        label = None if label is UNKNOWN else label
     return Example(row.where, identity, texts, label=label)
 
 
 def _texts(task: TaskConfig, row: Row) -> Sequence[Any]:
-    if task.text:
-        return [_field(row, name) for name in (task.text, task.text_pair) if name]
-    if "text_a" in row.values:
-        return [_field(row, "text_a"), _field(row, "text_b")]
-    return [_field(row, "text")]
+    return [_field(row, name) for name in (task.text, task.text_pair) if name]
 
 
 def _question(row: Row, identity: str, needs_label: bool, take_label: bool) -> Example:
@@ -148,9 +170,9 @@ def _question(row: Row, identity: str, needs_label: bool, take_label: bool) -> E
     given = _optional(row, "answers", needs_label) if take_label else None
     if given is None:
         return Example(row.where, identity, (question, context))
-    if isinstance(given, dict):  # as in Hugging Face's and TFDS's sets
-        given = [{"text": t, "answer_start": s} for t, s in zip(given["text"], given["answer_start"], strict=True)]
     try:
+        if isinstance(given, dict):  # as in Hugging Face's and TFDS's sets
+            given = [{"text": t, "answer_start": s} for t, s in zip(given["text"], given["answer_start"], strict=True)]
         answers = tuple(Answer(str(answer["text"]), int(answer["answer_start"])) for answer in given)
     except (TypeError, KeyError, ValueError):
         raise UserError(
@@ -167,9 +189,10 @@ def _question(row: Row, identity: str, needs_label: bool, take_label: bool) -> E
 
 
 def _sentence(task: TaskConfig, row: Row, identity: str, needs_label: bool, take_label: bool) -> Example:
-    words = _field(row, "tokens")
-    if isinstance(words, str):
-        words = words.split()
+    words = _field(row, task.text or "tokens")
+    words = words.split() if isinstance(words, str) else words
+    if not isinstance(words, (list, tuple)):
+        raise UserError(f"{row.where}: {task.text or 'tokens'} must be a list of words, not {str(words)[:60]!r}")
     if not words:
         raise UserError(f"{row.where}: the sentence is empty")
     tags = _tags(task, row, needs_label) if take_label else None
@@ -181,19 +204,18 @@ def _sentence(task: TaskConfig, row: Row, identity: str, needs_label: bool, take
 
 
 def _tags(task: TaskConfig, row: Row, is_needed: bool) -> Sequence[Any] | None:
-    tags = _optional(row, "tags", is_needed)
+    tags = _optional(row, "tags" if task.label == "label" or "tags" in row.values else task.label, is_needed)
+    if tags is not None and not isinstance(tags, (list, tuple)):
+        raise UserError(f"{row.where}: the tags must be a list, one a word, not {str(tags)[:60]!r}")
     return to_bioes(list(map(str, tags))) if tags is not None and task.tags == "bioes" else tags
 
 
-UNKNOWN = -1
-
-
 def index_of(labels: Sequence[str], label: Any, where: str) -> int:
-    """The index of a label, given by name or by index; -1 as in unlabelled TFDS splits is `UNKNOWN`."""
+    """The index of a label, given by name or by index; raises `UserError` where it is neither."""
     if isinstance(label, str) and label.isdigit() and label not in labels:
         label = int(label)
     if isinstance(label, int) and not isinstance(label, bool) and str(label) not in labels:
-        if UNKNOWN <= label < len(labels):
+        if 0 <= label < len(labels):
             return label
         raise UserError(f"{where}: label {label} is not an index of the {len(labels)} labels")
     try:
@@ -227,6 +249,8 @@ def _optional(row: Row, name: str, is_needed: bool) -> Any:
 
 def _field(row: Row, name: str) -> Any:
     found = row.values.get(row.named(name))
+    if found is None and row.named(name) in row.values:
+        raise UserError(f"{row.where}: field {row.named(name)!r} is null")
     if found is None:
         raise UserError(f"{row.where}: no field {name!r}; there are {', '.join(map(str, row.values))}")
     return found

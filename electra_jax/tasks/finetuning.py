@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -91,9 +92,14 @@ class Job:
         self.config, self.data, self.encoder, self.say = config, data, encoder, say
         kinds.check_model(data.task, encoder.model, encoder.name)
         self.kind = make_kind(data.task, encoder.tokenizer)
+        kinds.check_metric(self.kind)
         labelled = self.kind.training_examples([e for part in data.train.values() for e in part])
         self.kind.fit(labelled)
         self.train = self.kind.features(labelled)
+        if self.kind.num_cut:
+            say(
+                f"{self.kind.num_cut:,} of {len(labelled):,} training texts are cut: task.max_length={data.task.max_length}"
+            )
         warning = kinds.check_vocabulary(self.train, encoder.tokenizer, encoder.name)
         if warning:
             say(f"WARNING: {warning}")
@@ -223,7 +229,13 @@ class _Run:
 
     def _outcome(self, params: Params, step: int, seconds: float) -> Outcome:
         job = self._job
-        outputs = {split.name: job.outputs(params, split.features) for split in job.splits}
+        outputs = {}
+        for split in job.splits:
+            found = job.outputs(params, split.features, lambda: self._interrupts.poll() is not None)
+            if found is None:
+                text = f"at its end, seed {self._seed}; the same command makes its predictions"
+                raise Stopped(text, self._interrupts.poll() == signal.SIGTERM)
+            outputs[split.name] = found
         is_collapsed, figures = False, {}
         if self._validation:
             split = self._validation

@@ -87,7 +87,7 @@ class Source:
     def rows(self, where: str) -> Iterator[Row]:
         """The rows of a split, by where it is."""
         if self._is_tfds:
-            return _tfds_rows(self._builder, where)
+            return _without_placeholders(list(_tfds_rows(self._builder, where)), self._task.label.split("|")[0])
         return rows(Path(where), self._task)
 
 
@@ -242,6 +242,14 @@ def _tfds_rows(builder: Any, split: str) -> Iterator[Row]:
             ) from None
     for number, record in enumerate(records):
         yield Row(f"{builder.info.full_name} {split}, example {number}", number, _plain(record))
+
+
+def _without_placeholders(found: list[Row], label: str) -> Iterator[Row]:
+    """Rows of a split without labels, whose label TFDS gives as -1, without it."""
+    is_unlabelled = all(row.values.get(label) == -1 for row in found)
+    for row in found:
+        values = {name: value for name, value in row.values.items() if not (is_unlabelled and name == label)}
+        yield row._replace(values=values)
 
 
 def _plain(value: Any) -> Any:

@@ -34,6 +34,7 @@ class Kind(abc.ABC):
     head: str  # which of the heads: "sequence", "tagging" or "question_answering"
     num_outputs: int
     by_token = False  # whether a target has an entry a token
+    num_cut = 0  # texts that `features` cut at its last call
 
     def __init__(self, task: TaskConfig, tokenizer: Tokenizer):
         self.task, self.tokenizer = task, tokenizer
@@ -51,6 +52,11 @@ class Kind(abc.ABC):
     @abc.abstractmethod
     def figures(self, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, float]:
         """Measures of predictions, by name; all examples are labelled."""
+
+    @property
+    @abc.abstractmethod
+    def measures(self) -> tuple[str, ...]:
+        """The names of `figures`."""
 
     @abc.abstractmethod
     def is_collapsed(self, examples: Sequence[Example], predictions: Sequence[Any]) -> bool:
@@ -94,8 +100,18 @@ def check_model(task: TaskConfig, model: ModelConfig, name: str) -> None:
         raise UserError(
             f"config.task.max_length={task.max_length} cannot work: {name} has {positions} positions; set it to at most that"
         )
-    if model.type_vocab_size < 2:
+    if model.type_vocab_size < 2 and (task.text_pair or task.kind == "question_answering"):
         raise UserError(f"{name} has one token type (model.type_vocab_size=1); a pair of texts needs two")
+
+
+def check_metric(kind: Kind) -> None:
+    """Refuses a metric that the kind does not have for these labels; raises `UserError`."""
+    task = kind.task
+    if task.metric not in kind.measures:
+        raise UserError(
+            f"config.task.metric={task.metric!r} cannot work: of {task.kind} with {len(task.labels)} labels there are "
+            f"{', '.join(kind.measures)}"
+        )
 
 
 def check_vocabulary(features: Sequence[Feature], tokenizer: Tokenizer, name: str) -> str | None:

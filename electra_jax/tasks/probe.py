@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from electra_jax.config import ProbeConfig
-from electra_jax.errors import UserError
+from electra_jax.errors import RunFailed, UserError
 from electra_jax.models.electra import Params
 from electra_jax.tasks import encoder as encoders
 from electra_jax.tasks import examples, results
@@ -45,6 +45,9 @@ class Probe:
             outcome = job.run(job.config.seed, self._scratch, interrupts)
         except Stopped:
             return None
+        except RunFailed as failure:  # no reason to end the run that is probed
+            print(f"WARNING: the probe gave nothing: {failure}", flush=True)
+            return {}
         finally:
             shutil.rmtree(self._scratch, ignore_errors=True)
         split = results.reported_split(job)

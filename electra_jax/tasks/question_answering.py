@@ -35,6 +35,7 @@ class QuestionAnswering(Kind):
 
     head = "question_answering"
     num_outputs = 2
+    measures = ("f1", "exact_match")
     has_unanswerable = False
     null_threshold = 0.0
 
@@ -45,7 +46,9 @@ class QuestionAnswering(Kind):
         return {"has_unanswerable": self.has_unanswerable, "null_threshold": self.null_threshold}
 
     def features(self, examples: Sequence[Example]) -> list[Feature]:
-        questions = [ids[: self.task.max_query_length] for ids in self.encode([e.texts[0] for e in examples])]
+        whole = self.encode([example.texts[0] for example in examples])
+        questions = [ids[: self.task.max_query_length] for ids in whole]
+        self.num_cut = sum(len(ids) > self.task.max_query_length for ids in whole)
         contexts = self.tokenizer.encode_with_offsets([example.texts[1] for example in examples])
         made = []
         for index, (example, question, (ids, offsets)) in enumerate(zip(examples, questions, contexts, strict=True)):
@@ -101,9 +104,11 @@ class QuestionAnswering(Kind):
         found = []
         for start in starts:
             for end in ends[(ends >= start) & (ends < start + self.task.max_answer_length)]:
-                begin = int(places[start, 0])
-                text = context[begin : int(places[end, 1])]
-                found.append(Candidate(text, begin, float(output[start, 0] + output[end, 1])))
+                text = context[int(places[start, 0]) : int(places[end, 1])]
+                # SentencePiece's pieces have the space before a word in them.
+                begin, text = int(places[end, 1]) - len(text.lstrip()), text.strip()
+                if text:
+                    found.append(Candidate(text, begin, float(output[start, 0] + output[end, 1])))
         return tuple(sorted(found, key=lambda one: -one.score)[:count])
 
     def answer(self, prediction: Prediction) -> str:

@@ -75,7 +75,7 @@ def reported_split(job: Job) -> Split | None:
 def combine(
     job: Job,
     done: Sequence[SeedResult],
-    collapsed: Sequence[SeedResult],
+    collapsed: Sequence[dict[str, Any]],
     outputs: Mapping[str, Sequence[np.ndarray]],
 ) -> dict[str, Any]:
     """`results.json`: the reported metric over the seeds on top, then everything else.
@@ -99,7 +99,7 @@ def combine(
         "average_of_predictions": averaged,
         "figures": figures,
         "seeds": [{"seed": one.seed, "step": one.step, "seconds": round(one.seconds, 1)} for one in done],
-        "collapsed": [{"seed": one.seed, "figures": one.figures} for one in collapsed],
+        "collapsed": list(collapsed),
     }
 
 
@@ -178,7 +178,11 @@ def glue_submission(job: Job, split: Split, predictions: Sequence[Any], name: st
     """Tab-separated index and prediction, as gluebenchmark.com takes them."""
     labels = job.data.task.labels
     lines = ["index\tprediction"]
-    for index, prediction in enumerate(predictions):
+    ids = [example.id for example in split.examples]
+    # A data set of TFDS has them in an order of its own.
+    order = sorted(range(len(predictions)), key=lambda place: int(ids[place]) if ids[place].isdigit() else place)
+    for place in order:
+        index, prediction = ids[place], predictions[place]
         if job.data.task.kind == "regression":
             shown = f"{min(5.0, max(0.0, prediction)):.3f}"
         else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_jax import config_loading, config_values, storage
-from electra_jax.errors import UserError
+from electra_jax.errors import RunFailed, UserError
 from electra_jax.tasks import results
 from electra_jax.tasks.finetuning import Job
 from electra_jax.tasks.results import SeedResult
@@ -32,14 +32,19 @@ def run(job: Job, workdir: Path, say: Callable[[str], None]) -> dict[str, Any]:
     with Interrupts(job.program.mesh, config.train.hang_timeout) as interrupts:
         waiting = list(range(config.seed, config.seed + config.seeds))
         while waiting:
-            seed = waiting.pop(0)
-            one = _one(job, seed, workdir / f"seed-{seed}", interrupts, say)
-            if not one.is_collapsed:
+            seed, reason, one = waiting.pop(0), "it is no better than chance", None
+            try:
+                one = _one(job, seed, workdir / f"seed-{seed}", interrupts, say)
+            except RunFailed as failure:
+                if restarts == config.max_restarts:
+                    raise
+                reason = str(failure)
+            if one is not None and not one.is_collapsed:
                 done.append(one)
                 continue
-            collapsed.append(one)
+            collapsed.append({"seed": seed, "figures": one.figures if one else {}})
             if restarts < config.max_restarts:
-                say(f"WARNING: seed {seed} collapsed, it is no better than chance; seed {following} takes its place")
+                say(f"WARNING: seed {seed} collapsed, {reason}; seed {following} takes its place")
                 waiting.insert(0, following)
                 following, restarts = following + 1, restarts + 1
             else:
@@ -66,7 +71,7 @@ def _one(job: Job, seed: int, workdir: Path, interrupts: Interrupts, say: Callab
 
 
 def _finish(
-    job: Job, workdir: Path, done: list[SeedResult], collapsed: list[SeedResult], say: Callable[[str], None]
+    job: Job, workdir: Path, done: list[SeedResult], collapsed: list[dict[str, Any]], say: Callable[[str], None]
 ) -> dict[str, Any]:
     best = results.best_of(job, done)
     for name, value in best.settings.items():
@@ -86,7 +91,7 @@ def _finish(
 def _check_same(job: Job, workdir: Path) -> None:
     """Refuses to mix runs of different configurations; says so where one is changed that may be."""
     file = workdir / "config.json"
-    now = {"init": job.encoder.name, **config_loading.to_dict(job.config)}
+    now = {"init": job.encoder.name, "data": job.data.digest(), **config_loading.to_dict(job.config)}
     text = json.dumps(now, indent=1)
     free = {
         name for name, (_, field) in config_values.leaves(job.config).items() if field.metadata["on_resume"] == "free"

@@ -24,6 +24,14 @@ class Tagging(Kind):
         super().__init__(task, tokenizer)
         self.num_outputs = len(task.labels)
 
+    @property
+    def measures(self):
+        return ("accuracy", "span_precision", "span_recall", "span_f1") if self._has_spans else ("accuracy",)
+
+    @property
+    def _has_spans(self) -> bool:
+        return any(label.startswith(("B-", "S-")) for label in self.task.labels)
+
     def features(self, examples: Sequence[Example]) -> list[Feature]:
         words = sorted({word for example in examples for word in example.words})
         unknown = np.asarray([self.tokenizer.special.unk], np.int32)
@@ -66,7 +74,7 @@ class Tagging(Kind):
                 np.concatenate([t[k] for t, k in zip(tags, known)]),
             )
         }
-        if any(label.startswith(("B-", "S-")) for label in self.task.labels):
+        if self._has_spans:
             sets = (
                 [metrics.spans([self.task.labels[tag] for tag in row]) for row in rows] for rows in (expected, tags)
             )
@@ -77,7 +85,7 @@ class Tagging(Kind):
     def is_collapsed(self, examples, predictions):
         tags = np.concatenate([np.argmax(prediction, -1) for prediction in predictions])
         expected = np.concatenate([np.asarray(example.label) for example in examples])
-        return np.ptp(expected) > 0 and metrics.is_chance(metrics.matthews(expected, tags), len(expected))
+        return bool(np.ptp(expected) > 0) and metrics.is_chance(metrics.matthews(expected, tags), len(expected))
 
     def average(self, outputs):
         return np.log(np.maximum(special.softmax(np.asarray(outputs, np.float64), axis=-1).mean(0), 1e-30))
@@ -85,7 +93,7 @@ class Tagging(Kind):
     def shown(self, example, prediction):
         names = [self.task.labels[tag] for tag in np.argmax(prediction, -1)]
         found = {"tokens": list(example.words), "tags": names}
-        if any(label.startswith(("B-", "S-")) for label in self.task.labels):
+        if self._has_spans:
             found["spans"] = [
                 {"label": label, "first": first, "last": last, "text": " ".join(example.words[first : last + 1])}
                 for label, first, last in sorted(metrics.spans(names), key=lambda span: span[1])
