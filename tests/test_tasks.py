@@ -254,6 +254,10 @@ def test_columns(tmp_path):
     assert only.words == ("Vamos", "nos", "al", "mar")
     assert [data.task.labels[i] for i in only.label] == ["VERB", "PRON", "ADP", "NOUN"]
     assert load(tmp_path / "u", label="deprel").task.labels == ("case", "obj", "obl", "root")
+    with pytest.raises(UserError, match="config.task.label='uposs': the columns of CoNLL-U are id, form"):
+        load(tmp_path / "u", label="uposs")
+    with pytest.raises(UserError, match="config.task.label='pos': of a file of columns it must be a number"):
+        load(tmp_path, kind="tagging", label="pos")
 
 
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])

@@ -162,7 +162,7 @@ def _sentences(lines: Iterable[str], name: str, kind: str, column: str) -> Itera
             begin = line_number
         if not line.strip():
             if words:
-                has_tags = all(tag != "_" for tag in tags) or kind == "conll"
+                has_tags = kind == "conll" or any(tag != "_" for tag in tags)
                 yield Row(f"{name}:{begin}", number, {"tokens": words, **({"tags": tags} if has_tags else {})})
                 number += 1
             words, tags = [], []
@@ -175,10 +175,14 @@ def _sentences(lines: Iterable[str], name: str, kind: str, column: str) -> Itera
                 raise UserError(f"{name}:{line_number} has {len(cells)} columns; CoNLL-U has {len(_CONLLU)}")
             if not cells[0].isdigit():  # a contraction of words that follow, or an empty node
                 continue
-            column_name = column if column in _CONLLU else "upos"
+            column_name = "upos" if column == "label" else column
+            if column_name not in _CONLLU:
+                raise UserError(f"config.task.label={column!r}: the columns of CoNLL-U are {', '.join(_CONLLU)}")
             word, tag = cells[1], cells[_CONLLU.index(column_name)]
         else:
-            place = int(column) if column.lstrip("-").isdigit() else -1
+            if column != "label" and not column.lstrip("-").isdigit():
+                raise UserError(f"config.task.label={column!r}: of a file of columns it must be a number, -1 the last")
+            place = -1 if column == "label" else int(column)
             if len(cells) < 2 or not -len(cells) <= place < len(cells):
                 raise UserError(f"{name}:{line_number}: {line[:60]!r} has no column {place} for the tag")
             word, tag = cells[0], cells[place]
