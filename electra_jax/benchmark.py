@@ -41,11 +41,11 @@ _READING_SECONDS = 2.0
 
 def main(argv: list[str]) -> None:
     parser = cli.parser("electra_jax.benchmark", "Times training: data, steps, reports and checkpoints.")
-    parser.add_argument("--steps", type=int, default=10, help=f"timed, after {_WARMUP} that are not (default: 10)")
+    parser.add_argument(
+        "--steps", type=cli.positive, default=10, help=f"timed, after {_WARMUP} that are not (default: 10)"
+    )
     parser.add_argument("--json", metavar="FILE", help="where the figures go besides the terminal")
     args, overrides = cli.parse(parser, argv)
-    if args.steps < 1:
-        parser.error(f"argument --steps: {args.steps}; it must be 1 or more")
     config = cli.load_config(args.config, overrides)
     # In a process of its own: building the data must not count in the peak memory of training.
     prepare = [sys.executable, "-m", "electra_jax.prepare", f"--config={args.config}"]

@@ -49,6 +49,26 @@ def parser(module: str, description: str, with_config: bool = True) -> argparse.
     return made
 
 
+def positive(text: str) -> int:
+    """A number above 0, as the type of an argument."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}; it must be 1 or more")
+    return value
+
+
+def end_before_first_step(*_: Any) -> NoReturn:
+    """A handler of SIGTERM while nothing is there yet to be saved.
+
+    The other processes of a run, where they got no signal, end with this one's heartbeat.
+    """
+    print("preempted before its first step; the same command begins again", flush=True)
+    os._exit(0)
+
+
 def parse(made: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     """The arguments, and the overrides as (field, text)."""
     overrides, rest = [], []

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from electra_jax import cli
+from electra_jax import cli, storage
 from electra_jax.config import MeshConfig
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import UserError
@@ -103,8 +103,7 @@ def export(origin: Origin, workdir: epath.Path, out: Path, languages: list[str],
     cli.make_directory("--out", out)
     written = []
     for part in parts:
-        partial = Path(tempfile.mkdtemp(prefix=f".{part}-", dir=out))
-        try:
+        with storage.new_folder(out / part) as partial:
             count = huggingface.write(partial, params, config.model, part, tokenizer.special)
             tokenizer_files.write(tokenizer, partial, config.model.max_position_embeddings)
             run = model_card.Run(
@@ -112,11 +111,7 @@ def export(origin: Origin, workdir: epath.Path, out: Path, languages: list[str],
             )
             card = model_card.text(run, part, huggingface.architecture(config.model, part))
             (partial / "README.md").write_text(card, encoding="utf-8")
-            partial.chmod(0o755)
-            written.append(partial.rename(out / part))
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        written.append(out / part)
     return written
 
 

@@ -41,8 +41,7 @@ def main(argv: list[str]) -> int:
     workdir = cli.local_path("--workdir", args.workdir or f"runs/finetune-{_name(args.config, config)}").absolute()
     memory.keep_freed()
     cli.use_compilation_cache(workdir.parent / "compilation_cache")
-    # Before the first step there is nothing to be saved.
-    signal.signal(signal.SIGTERM, lambda *_: _exit("preempted before its first step; the same command begins again"))
+    signal.signal(signal.SIGTERM, cli.end_before_first_step)
     try:
         if config.suite:
             return _suite(args.config, config.suite, overrides, encoder, workdir)
@@ -107,13 +106,6 @@ def _name(path: str, config: FinetuneConfig) -> str:
 
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-def _exit(text: str) -> None:
-    import os
-
-    print(text, flush=True)
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -40,12 +40,12 @@ class Point(NamedTuple):
 
 def main(argv: list[str]) -> None:
     parser = cli.parser("electra_jax.growth", "How a step's time grows with length, batch, layers and vocabulary.")
-    parser.add_argument("--steps", type=int, default=5, help="timed of each size, after two that are not (default: 5)")
+    parser.add_argument(
+        "--steps", type=cli.positive, default=5, help="timed of each size, after two that are not (default: 5)"
+    )
     parser.add_argument("--json", metavar="FILE", help="where the figures go besides the terminal")
     parser.add_argument("--plot", metavar="FILE", help="where the picture goes, .svg or .png; needs the [plots] extra")
     args, overrides = cli.parse(parser, argv)
-    if args.steps < 1:
-        parser.error(f"argument --steps: {args.steps}; it must be 1 or more")
     if args.plot:
         _require_matplotlib()  # before minutes of work
     config = cli.load_config(args.config, overrides)

@@ -71,10 +71,10 @@ class Scorer:
         architecture, pad = Architecture(plain, found.tokenizer.vocab_size), found.tokenizer.special.pad
 
         @jax.jit
-        def scores(params, input_ids: jax.Array) -> jax.Array:
+        def scores(params, input_ids: jax.Array, token_type_ids: jax.Array) -> jax.Array:
             real = input_ids != pad
             place = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
-            text = Text(input_ids, place, jnp.zeros_like(input_ids), real.astype(jnp.int32))
+            text = Text(input_ids, place, token_type_ids, real.astype(jnp.int32))
             logits = architecture.merge(params).discriminator_logits(text)
             return jnp.where(real, -jax.nn.softplus(logits), 0).sum(-1)
 
@@ -87,12 +87,9 @@ class Scorer:
             Feature(index, *joined([ids[: self._longest - 2]], self._tokenizer), np.float32(0), np.zeros(0))
             for index, ids in enumerate(encoded)
         ]
-        sizes, found = np.asarray([len(f.input_ids) for f in features]), np.zeros(len(features))
-        seeds = np.zeros((self._size, 2), np.uint32)
-        for planned in batches.plan(sizes, self._size, self._lengths):
-            made = batches.batch(planned, features, self._size, self._tokenizer.special.pad, False, seeds)
-            found[planned.features] = np.asarray(self._scores(made.input_ids))[: len(planned.features)]
-        return found / sizes if self._per_token else found
+        pad = self._tokenizer.special.pad
+        found = np.asarray(batches.outputs(self._scores, features, self._size, self._lengths, pad))
+        return found / [len(feature.input_ids) for feature in features] if self._per_token else found
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Labels text with a fine-tuned model: `python -m electra_jax.predict --model=WORKDIR/model < TEXT`."""
 
-import argparse
 import contextlib
+import functools
 import itertools
 import json
 import sys
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO
 
 import jax
-import numpy as np
 
 from electra_jax import cli
 from electra_jax.errors import UserError
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--input", metavar="FILE", default="-", help="default: standard input")
     parser.add_argument("--output", metavar="FILE", default="-", help="where the labels go (default: standard output)")
     parser.add_argument("--format", choices=("auto", "text", "jsonl", "tsv", "conll", "conllu"), default="auto")
-    parser.add_argument("--batch_size", type=_positive, default=32, metavar="N")
+    parser.add_argument("--batch_size", type=cli.positive, default=32, metavar="N")
     args, _ = cli.parse(parser, argv)
     kind, model, params = folder.read(cli.local_path("--model", args.model))
     label = Labeller(kind, predicting(model, kind), jax.device_put(params), args.batch_size)
@@ -61,16 +60,9 @@ class Labeller:
 
     def __call__(self, found: list[Example]) -> list:
         """A prediction each."""
-        kind, size = self._kind, self._size
-        features = kind.features(found)
-        sizes = np.asarray([len(feature.input_ids) for feature in features])
-        outputs: list = [None] * len(features)
-        seeds = np.zeros((size, 2), np.uint32)
-        for planned in batches.plan(sizes, size, self._lengths):
-            made = batches.batch(planned, features, size, kind.tokenizer.special.pad, kind.by_token, seeds)
-            logits = np.asarray(self._logits(self._params, made.input_ids, made.token_type_ids))
-            for row, index in enumerate(planned.features):
-                outputs[index] = logits[row] if kind.head == "sequence" else logits[row, : sizes[index]]
+        kind = self._kind
+        features, logits = kind.features(found), functools.partial(self._logits, self._params)
+        outputs = batches.outputs(logits, features, self._size, self._lengths, kind.tokenizer.special.pad)
         return kind.predictions(found, features, outputs)
 
 
@@ -116,12 +108,6 @@ def _opened(path: str, mode: str, standard: IO[str]) -> Iterator[IO[str]]:
         raise UserError(f"{path} cannot be opened ({error.strerror})") from None
     with file:
         yield file
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; it must be a number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Files on this machine and in buckets, through etils paths; a file appears whole or not at all."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,21 @@ def scratch(destination: epath.PathLike) -> Path:
     if is_remote(destination):
         return Path(tempfile.gettempdir()) / f"electra_jax-{fingerprint(str(destination))}-{os.getpid()}.partial"
     return Path(f"{destination}.partial")
+
+
+@contextlib.contextmanager
+def new_folder(destination: Path) -> Iterator[Path]:
+    """A folder on this machine to fill, which then takes the place of `destination`; whoever fails on the way leaves none."""
+    partial = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        if destination.exists():
+            shutil.rmtree(destination)
+        partial.rename(destination)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def move(local: Path, destination: epath.PathLike) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,9 +26,6 @@ from electra_jax.reporting import run_info
 from electra_jax.reporting.health import Health
 from electra_jax.reporting.reporter import Reporter
 from electra_jax.reporting.writers import Console, JsonLines, TensorBoard, is_evaluated
-from electra_jax.tasks import probe as probes
-from electra_jax.tasks.encoder import Encoder
-from electra_jax.tasks.probe import Probe
 from electra_jax.training import checkpoint, loop, partitioning
 from electra_jax.training.checkpoint import Checkpoints, Origin, Saved
 from electra_jax.training.interrupts import Interrupts
@@ -56,7 +52,7 @@ def main(argv: list[str]) -> int:
     memory.keep_freed()
     cli.use_compilation_cache(workdir.parent / "compilation_cache")
     distributed.join(args, config)
-    signal.signal(signal.SIGTERM, _end_before_first_step)
+    signal.signal(signal.SIGTERM, cli.end_before_first_step)
     with _locked(workdir):
         return train(config, workdir, init=args.init, branch=args.branch)
 
@@ -118,8 +114,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
         )
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)
     inputs = Inputs(setup, prepared)
-    encoder = Encoder(str(workdir), config.model, prepared.tokenizer, None)
-    probe = probes.make(config.probe, cli.load_finetune_config, encoder, Path(workdir))
+    probe = _probe(config, prepared, workdir)
     state, start = _start(setup, prepared, origin, saved, weights)
 
     info = _resolved(setup, prepared, inputs) | {
@@ -162,12 +157,6 @@ def _ended(end: loop.End, position: loop.Position, workdir: epath.Path) -> int:
     )
     print(f"{how} at step {position.step}; {stands}", flush=True)
     return 0 if end == loop.End.PREEMPTED else 130
-
-
-def _end_before_first_step(*_) -> None:
-    # Nothing is there yet to be saved. The other processes, where they got no signal, end with this one's heartbeat.
-    print("preempted before its first step; the same command begins again", flush=True)
-    os._exit(0)
 
 
 def _origin(workdir: epath.Path, init: str | None, branch: str | None) -> tuple[Origin | None, Origin | None]:
@@ -298,14 +287,27 @@ def _reporter(
     return Reporter(console, writers, health, config.reporting.interval_steps, throughput, total)
 
 
+def _probe(config: Config, prepared: build.Prepared, workdir: epath.Path) -> Callable | None:
+    """The `tasks.probe.Probe` that the configuration asks for, or None."""
+    if not config.probe.config:
+        return None
+    from electra_jax.tasks import encoder, probe  # here: few runs are probed, and all of them start
+
+    overrides = [("task.path", config.probe.path)] if config.probe.path else []
+    task = cli.load_finetune_config(config.probe.config, overrides)
+    named = encoder.Encoder(str(workdir), config.model, prepared.tokenizer, None)
+    return probe.Probe(config.probe, task, named, Path(workdir) / "probe")
+
+
 def _evaluator(
-    setup: Setup, inputs: Inputs, probe: Probe | None, interrupts: Interrupts
+    setup: Setup, inputs: Inputs, probe: Callable | None, interrupts: Interrupts
 ) -> Callable[[Params, int], dict[str, float] | None] | None:
     """(params, step) -> held-out figures, unless a signal comes in between; None where nothing is held out."""
 
     def evaluate(params: Params, step: int) -> dict[str, float] | None:
         found = setup.evaluate(params, inputs.held_out(step), lambda: interrupts.poll() is not None)
-        if found is None or probe is None or not probe.is_due(step, setup.config.train.num_train_steps):
+        due = step % setup.config.probe.interval_steps == 0 or step == setup.config.train.num_train_steps
+        if found is None or probe is None or not due:
             return found
         more = probe(params, interrupts)
         return None if more is None else found | more

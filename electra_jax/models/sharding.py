@@ -22,9 +22,8 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 def transposed_in_memory(x: jax.Array) -> jax.Array:
     """`x.T`, `[M, N]`, as an array of its own with rows in order, where a compiler might leave it to be a matter of layout."""
-    if (
-        spmd.get_logical_axis_rules()
-    ):  # XLA cannot split a constraint on the layout, and would put `x` together everywhere
+    # XLA cannot split a constraint on the layout over a mesh, and would put `x` together everywhere.
+    if spmd.get_logical_axis_rules():
         return jax.lax.optimization_barrier(x.T)
     return with_layout_constraint(jax.lax.optimization_barrier(x).T, Layout((0, 1)))
 

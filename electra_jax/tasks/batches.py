@@ -1,8 +1,8 @@
 """Batches of features of about the same length: the order is a function of the seed and the step alone."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,16 +70,56 @@ def batch(
       seeds: `[batch_size, 2]`, of its dropout.
     """
     chosen = [features[index] for index in planned.features]
-    shape = (batch_size, planned.length)
-    ids, types = np.full(shape, pad, np.int32), np.zeros(shape, np.int32)
+    ids, types = _inputs(planned, features, batch_size, pad)
     sample = chosen[0].target
-    target = np.full(shape, -1, np.int32) if by_token else np.zeros((batch_size, *sample.shape), sample.dtype)
+    target = np.full(ids.shape, -1, np.int32) if by_token else np.zeros((batch_size, *sample.shape), sample.dtype)
     for row, feature in enumerate(chosen):
-        size = len(feature.input_ids)
-        ids[row, :size], types[row, :size] = feature.input_ids, feature.token_type_ids
-        target[(row, slice(size)) if by_token else row] = feature.target
+        target[(row, slice(len(feature.input_ids))) if by_token else row] = feature.target
     weight = (np.arange(batch_size) < len(chosen)).astype(np.float32)
     return Batch(ids, types, target, weight, seeds)
+
+
+def outputs(
+    compute: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    features: Sequence[Feature],
+    batch_size: int,
+    lengths: Sequence[int],
+    pad: int,
+    is_cut_short: Callable[[], bool] = lambda: False,
+) -> list[np.ndarray] | None:
+    """What a model says of each feature, in their order.
+
+    Args:
+      compute: (input_ids, token_type_ids), `[batch_size, L]` each -> `[batch_size, ...]`; where that has more than two axes,
+        the second is of tokens, and a feature gets those of its own.
+      features: in any order.
+      batch_size, lengths, pad: of the batches.
+      is_cut_short: asked before each batch; where it says so, the result is None.
+    """
+    sizes = _sizes(features)
+    found: list[Any] = [None] * len(features)
+    for planned in plan(sizes, batch_size, lengths):
+        if is_cut_short():
+            return None
+        said = np.asarray(compute(*_inputs(planned, features, batch_size, pad)))
+        for row, index in enumerate(planned.features):
+            found[index] = said[row, : sizes[index]] if said.ndim > 2 else said[row]
+    return found
+
+
+def _inputs(planned: Planned, features: Sequence[Feature], batch_size: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and token types, `[batch_size, L]` int32 each."""
+    shape = (batch_size, planned.length)
+    ids, types = np.full(shape, pad, np.int32), np.zeros(shape, np.int32)
+    for row, index in enumerate(planned.features):
+        feature = features[index]
+        size = len(feature.input_ids)
+        ids[row, :size], types[row, :size] = feature.input_ids, feature.token_type_ids
+    return ids, types
+
+
+def _sizes(features: Sequence[Feature]) -> np.ndarray:
+    return np.asarray([len(feature.input_ids) for feature in features])
 
 
 def training(
@@ -92,7 +132,7 @@ def training(
     step: int,
 ) -> Iterator[Batch]:
     """Batches of a run of `seed` from `step` on, without end; each epoch in an order of its own."""
-    sizes = np.asarray([len(feature.input_ids) for feature in features])
+    sizes = _sizes(features)
     per_epoch = math.ceil(len(features) / batch_size)
     while True:
         epoch, first = divmod(step, per_epoch)

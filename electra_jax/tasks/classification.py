@@ -1,5 +1,6 @@
 """Labels and scores of one or two texts."""
 
+import abc
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,9 @@ class _OfTexts(Kind):
 
     def features(self, examples: Sequence[Example]) -> list[Feature]:
         count = max((len(example.texts) for example in examples), default=1)
-        encoded = [self.encode([example.texts[place] for example in examples]) for place in range(count)]
+        encoded = [
+            self.tokenizer.encode_batch([example.texts[place] for example in examples]) for place in range(count)
+        ]
         room, made = self.task.max_length - 1 - count, []
         self.num_cut = sum(sum(map(len, parts)) > room for parts in zip(*encoded))
         for index, (example, *parts) in enumerate(zip(examples, *encoded)):
@@ -32,9 +35,9 @@ class _OfTexts(Kind):
             return list(examples)
         return [*examples, *(example._replace(texts=example.texts[::-1]) for example in examples)]
 
+    @abc.abstractmethod
     def target(self, label: Any) -> np.ndarray:
         """`[]`, what the head is trained towards."""
-        raise NotImplementedError
 
 
 class Classification(_OfTexts):
@@ -66,11 +69,7 @@ class Classification(_OfTexts):
 
     def is_collapsed(self, examples, predictions):
         expected = np.asarray([example.label for example in examples])
-        known = metrics.matthews(expected, np.argmax(predictions, -1))
-        return bool(np.ptp(expected) > 0) and metrics.is_chance(known, len(expected))
-
-    def average(self, outputs):
-        return np.log(np.maximum(special.softmax(np.asarray(outputs, np.float64), axis=-1).mean(0), 1e-30))
+        return metrics.knows_nothing(expected, metrics.matthews(expected, np.argmax(predictions, -1)))
 
     def shown(self, example, prediction):
         best = int(np.argmax(prediction))
@@ -104,8 +103,7 @@ class Regression(_OfTexts):
 
     def is_collapsed(self, examples, predictions):
         expected = np.asarray([example.label for example in examples])
-        known = metrics.spearman(expected, np.asarray(predictions))
-        return bool(np.ptp(expected) > 0) and metrics.is_chance(known, len(expected))
+        return metrics.knows_nothing(expected, metrics.spearman(expected, np.asarray(predictions)))
 
     def average(self, outputs):
         return np.mean(outputs, 0)

@@ -164,6 +164,11 @@ def check_windows(task: TaskConfig) -> None:
         config_values.fail("task.doc_stride", task.doc_stride, expected)
 
 
+def encoder_alone(model: ModelConfig, **changes: Any) -> ModelConfig:
+    """The configuration of the encoder of `model`, as one tower, with some settings changed."""
+    return dataclasses.replace(model, towers="masked_lm", tied_embeddings=True, **changes)
+
+
 def resolve(config: FinetuneConfig, model: ModelConfig, num_examples: int) -> Config:
     """The same in the terms of the train step and the loop, which know nothing of epochs.
 
@@ -177,9 +182,8 @@ def resolve(config: FinetuneConfig, model: ModelConfig, num_examples: int) -> Co
     interval = max(1, min(steps, round(config.evaluation.interval_epochs * per_epoch)))
     given, length = config.optimizer, config.task.max_length
     return Config(
-        # The encoder alone: one tower.
-        model=dataclasses.replace(
-            model, towers="masked_lm", tied_embeddings=True, remat="auto", unroll="auto",
+        model=encoder_alone(
+            model, remat="auto", unroll="auto",
             hidden_dropout_prob=config.model.hidden_dropout_prob,
             attention_probs_dropout_prob=config.model.attention_probs_dropout_prob,
             dtype=config.model.dtype, attention=config.model.attention,

@@ -45,6 +45,7 @@ class TaskData:
     validation: dict[str, list[Example]]
     test: dict[str, list[Example]]
 
+    @functools.cached_property
     def digest(self) -> str:
         """Identifies texts and labels: sixteen characters."""
         found = hashlib.sha256()

@@ -1,6 +1,7 @@
 """One run of fine-tuning: the program that all seeds of a task share, and its way through the loop of pretraining."""
 
 import dataclasses
+import functools
 import math
 import signal
 import time
@@ -14,7 +15,6 @@ from etils import epath
 from jax.sharding import NamedSharding
 
 from electra_jax import memory
-from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import RunFailed
 from electra_jax.models.electra import Params
 from electra_jax.reporting.health import Health
@@ -128,7 +128,7 @@ class Job:
         """What is chosen by and reported."""
         return self.data.task.metric
 
-    @property
+    @functools.cached_property
     def validation(self) -> Split | None:
         """The labelled split that is chosen by."""
         return next((s for s in self.splits if s.name in self.data.validation and s.is_labelled), None)
@@ -146,23 +146,20 @@ class Job:
         self, params: Params, features: Sequence[Feature], is_cut_short: Callable[[], bool] = lambda: False
     ) -> list[np.ndarray] | None:
         """What the head says of each feature, for its own tokens; None where it was cut short."""
-        size, pad, by_token = self.program.evaluation_batch_size, self.kind.tokenizer.special.pad, self.kind.by_token
-        seeds = np.zeros((size, 2), np.uint32)
-        found: list[np.ndarray | None] = [None] * len(features)
-        by_place = self.kind.head != "sequence"
-        for planned in batches.plan(np.asarray([len(f.input_ids) for f in features]), size, self.lengths):
-            if is_cut_short():
-                return None
-            made = batches.batch(planned, features, size, pad, by_token, seeds)
-            (placed,) = self.program.place([made], size)
-            logits = np.asarray(self._predict(params, placed.input_ids, placed.token_type_ids))
-            for row, index in enumerate(planned.features):
-                found[index] = logits[row, : len(features[index].input_ids)] if by_place else logits[row]
-        return found
+        size = self.program.evaluation_batch_size
 
-    def figures(self, split: Split, outputs: Sequence[np.ndarray]) -> dict[str, float]:
-        """Measures of what a model, or the average of several, says of a split."""
-        return self.kind.figures(split.examples, self.kind.predictions(split.examples, split.features, outputs))
+        def logits(*inputs: np.ndarray) -> jax.Array:
+            return self._predict(params, *self.program.place(inputs, size))
+
+        pad = self.kind.tokenizer.special.pad
+        return batches.outputs(logits, features, size, self.lengths, pad, is_cut_short)
+
+    def predictions(self, split: Split, outputs: Sequence[np.ndarray]) -> list[Any]:
+        """What a model, or the average of several, says of a split; a threshold is chosen anew where it is for that."""
+        found = self.kind.predictions(split.examples, split.features, outputs)
+        if split is self.validation:
+            self.kind.tune(split.examples, found)
+        return found
 
     def run(self, seed: int, workdir: Path, interrupts: Interrupts) -> Outcome:
         """Trains with one seed in a directory of its own; goes on from where it was stopped.
@@ -207,7 +204,7 @@ class _Run:
             end, state, position = loop.train(
                 self._config, state, start, job.train_step, self._batches(start.step),
                 self._evaluate if self._validation else None, checkpoints,
-                Saved(self._config, start.step, 0, tokenizer_lib.digest(job.kind.tokenizer), tokenizer), reporter,
+                Saved(self._config, start.step, 0, job.data.digest, tokenizer), reporter,
                 self._interrupts, is_due, self._is_over,
             )  # fmt: skip
         finally:
@@ -229,22 +226,18 @@ class _Run:
 
     def _outcome(self, params: Params, step: int, seconds: float) -> Outcome:
         job = self._job
-        outputs = {}
+        outputs, figures, is_collapsed = {}, {}, False
         for split in job.splits:
-            found = job.outputs(params, split.features, lambda: self._interrupts.poll() is not None)
+            found = job.outputs(params, split.features, self._is_stopped)
             if found is None:
                 text = f"at its end, seed {self._seed}; the same command makes its predictions"
                 raise Stopped(text, self._interrupts.poll() == signal.SIGTERM)
             outputs[split.name] = found
-        is_collapsed, figures = False, {}
-        if self._validation:
-            split = self._validation
-            predictions = job.kind.predictions(split.examples, split.features, outputs[split.name])
-            job.kind.tune(split.examples, predictions)
-            is_collapsed = job.kind.is_collapsed(split.examples, predictions)
-        for split in job.splits:
             if split.is_labelled:
-                figures[split.name] = job.figures(split, outputs[split.name])
+                predictions = job.predictions(split, found)
+                figures[split.name] = job.kind.figures(split.examples, predictions)
+                if split is self._validation:
+                    is_collapsed = job.kind.is_collapsed(split.examples, predictions)
         host = jax.tree.map(np.asarray, params)
         return Outcome(self._seed, step, seconds, figures, is_collapsed, host, job.kind.settings(), outputs)
 
@@ -257,12 +250,10 @@ class _Run:
 
     def _evaluate(self, params: Params, step: int) -> Mapping[str, float] | None:
         job, split = self._job, self._validation
-        outputs = job.outputs(params, split.features, lambda: self._interrupts.poll() is not None)
+        outputs = job.outputs(params, split.features, self._is_stopped)
         if outputs is None:
             return None
-        predictions = job.kind.predictions(split.examples, split.features, outputs)
-        job.kind.tune(split.examples, predictions)
-        figures = job.kind.figures(split.examples, predictions)
+        figures = job.kind.figures(split.examples, job.predictions(split, outputs))
         if self._note(step, figures[job.metric]) and self._keeps_best:
             # Before the figures are written down: whoever finds those finds the weights.
             checkpoint.save_weights(epath.Path(self._workdir / "best"), params)
@@ -282,6 +273,9 @@ class _Run:
             value = row.get(f"eval/{self._job.metric}")
             if row["step"] <= step and value is not None:
                 self._note(row["step"], value)
+
+    def _is_stopped(self) -> bool:
+        return self._interrupts.poll() is not None
 
     def _is_over(self) -> bool:
         return bool(self._patience) and self._since >= self._patience

@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from electra_jax import config_values
+from electra_jax import config_values, storage
 from electra_jax.config import ModelConfig
 from electra_jax.errors import UserError
 from electra_jax.interop import huggingface, names, tokenizer_files
@@ -18,7 +16,7 @@ from electra_jax.interop.names import HUGGING_FACE
 from electra_jax.interop.weights import read_json
 from electra_jax.models.electra import Params
 from electra_jax.tasks import encoder
-from electra_jax.tasks.config import TaskConfig
+from electra_jax.tasks.config import TaskConfig, encoder_alone
 from electra_jax.tasks.kinds import Kind
 from electra_jax.tasks.of_kind import make_kind, predicting
 
@@ -37,22 +35,14 @@ def write(folder: Path, params: Params, model: ModelConfig, kind: Kind, about: d
     params = params | {"head": kind.for_export(params["head"])}
     task, tokenizer = kind.task, kind.tokenizer
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with storage.new_folder(folder) as partial:
         # transformers has dropout in its models for training; predictions have none.
-        model = dataclasses.replace(model, towers="masked_lm", tied_embeddings=True, attention="auto", unroll="auto")
-        huggingface.write_task(partial, params, model, kind.head, tokenizer.special, _labels(kind))
+        exported = encoder_alone(model, attention="auto", unroll="auto")
+        huggingface.write_task(partial, params, exported, kind.head, tokenizer.special, _labels(kind))
         tokenizer_files.write(tokenizer, partial, task.max_length)
         saved = {"task": dataclasses.asdict(task), "settings": kind.settings(), **about}
         (partial / "task.json").write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(_card(kind, saved), encoding="utf-8")
-        partial.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 _PIPELINES = {

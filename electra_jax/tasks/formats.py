@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from electra_jax.errors import UserError
+from electra_jax.interop.weights import read_json
 from electra_jax.tasks.config import TaskConfig
 
 
@@ -58,7 +59,8 @@ class Source:
     def info(self) -> dict[str, Any]:
         """What the folder's `info.json`, or the data set, says of the task; may be empty."""
         if not self._is_tfds:
-            return info_of(self._folder)
+            file = self._folder / "info.json"
+            return read_json(file) if file.is_file() else {}
         features = self._builder.info.features
         names = self._task.label in features and getattr(features[self._task.label], "names", None)
         return {"labels": names} if names else {}
@@ -271,17 +273,3 @@ def _plain(value: Any) -> Any:
 
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def info_of(folder: Path) -> dict[str, Any]:
-    """`info.json` of a folder, or nothing; raises `UserError` where it is no JSON object."""
-    file = folder / "info.json"
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file} holds a JSON {type(found).__name__}, not an object")
-    return found

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import special
 
 from electra_jax.config import ModelConfig
 from electra_jax.data.encoding import Tokenizer
@@ -34,6 +35,7 @@ class Kind(abc.ABC):
     head: str  # which of the heads: "sequence", "tagging" or "question_answering"
     num_outputs: int
     by_token = False  # whether a target has an entry a token
+    probability_axis = -1  # of outputs of several models, that probabilities sum to 1 over
     num_cut = 0  # texts that `features` cut at its last call
 
     def __init__(self, task: TaskConfig, tokenizer: Tokenizer):
@@ -62,9 +64,10 @@ class Kind(abc.ABC):
     def is_collapsed(self, examples: Sequence[Example], predictions: Sequence[Any]) -> bool:
         """Whether a model has learnt nothing: what it says is no better than chance, where there is anything to tell."""
 
-    @abc.abstractmethod
     def average(self, outputs: Sequence[np.ndarray]) -> np.ndarray:
-        """One output for those of several models for a feature."""
+        """One output for those of several models for a feature: the logarithm of their mean probabilities."""
+        every = special.softmax(np.asarray(outputs, np.float64), axis=self.probability_axis)
+        return np.log(np.maximum(every.mean(0), 1e-30))
 
     @abc.abstractmethod
     def shown(self, example: Example, prediction: Any) -> dict[str, Any]:
@@ -87,10 +90,6 @@ class Kind(abc.ABC):
     def settings(self) -> dict[str, Any]:
         """What `fit` and `tune` found and a later use needs: attributes by name."""
         return {}
-
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids of each text."""
-        return self.tokenizer.encode_batch(texts)
 
 
 def check_model(task: TaskConfig, model: ModelConfig, name: str) -> None:
@@ -117,8 +116,8 @@ def check_metric(kind: Kind) -> None:
 def check_vocabulary(features: Sequence[Feature], tokenizer: Tokenizer, name: str) -> str | None:
     """Raises `UserError` where the vocabulary is of another language than the task; a warning where it may be."""
     ids = np.concatenate([feature.input_ids for feature in features[:10_000]])
-    special = np.isin(ids, [tokenizer.special.cls, tokenizer.special.sep])
-    share = float((ids == tokenizer.special.unk).sum() / max(1, (~special).sum()))
+    is_special = np.isin(ids, [tokenizer.special.cls, tokenizer.special.sep])
+    share = float((ids == tokenizer.special.unk).sum() / max(1, (~is_special).sum()))
     text = f"{share:.0%} of the task's tokens are unknown to the vocabulary of {name}"
     if share > 0.5:
         raise UserError(f"{text}: it was made for another language or script; use a checkpoint of this one")
@@ -133,8 +132,8 @@ def cut_pair(one: int, two: int, room: int) -> tuple[int, int]:
 
 def joined(parts: Sequence[np.ndarray], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """`[CLS] a [SEP]`, or `[CLS] a [SEP] b [SEP]` with token type 1 from b on: ids and types, `[n]` int32 each."""
-    special, ids, types = tokenizer.special, [tokenizer.special.cls], [0]
+    ids, types = [tokenizer.special.cls], [0]
     for kind, part in enumerate(parts):
-        ids += [*part.tolist(), special.sep]
+        ids += [*part.tolist(), tokenizer.special.sep]
         types += [kind] * (len(part) + 1)
     return np.asarray(ids, np.int32), np.asarray(types, np.int32)

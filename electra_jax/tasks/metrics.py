@@ -36,6 +36,11 @@ def is_chance(correlation: float, count: int) -> bool:
     return correlation * count**0.5 < 2.0
 
 
+def knows_nothing(expected: np.ndarray, correlation: float) -> bool:
+    """Whether predictions that correlate so with what is expected are no better than chance; never where that is constant."""
+    return bool(np.ptp(expected) > 0) and is_chance(correlation, len(expected))
+
+
 def pearson(expected: np.ndarray, predicted: np.ndarray) -> float:
     """Linear correlation; 0 where either is constant."""
     return float(np.corrcoef(expected, predicted)[0, 1]) if _both_vary(expected, predicted) else 0.0

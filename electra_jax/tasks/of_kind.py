@@ -1,13 +1,12 @@
 """Kinds of task by the name that the configuration has for them, and the model of each."""
 
-import dataclasses
 import functools
 
 from electra_jax.config import ModelConfig
 from electra_jax.data.encoding import Tokenizer
 from electra_jax.models.electra import Architecture
 from electra_jax.tasks.classification import Classification, Regression
-from electra_jax.tasks.config import TaskConfig
+from electra_jax.tasks.config import TaskConfig, encoder_alone
 from electra_jax.tasks.kinds import Kind
 from electra_jax.tasks.model import TaskModel
 from electra_jax.tasks.question_answering import QuestionAnswering
@@ -35,13 +34,5 @@ def module_of(kind: Kind, classifier_dropout: float = 0.0) -> functools.partial:
 
 def predicting(model: ModelConfig, kind: Kind) -> Architecture:
     """The model as predictions are made by: in float32, the plain attention."""
-    plain = dataclasses.replace(
-        model,
-        towers="masked_lm",
-        tied_embeddings=True,
-        dtype="float32",
-        attention="reference",
-        remat="none",
-        unroll="auto",
-    )
+    plain = encoder_alone(model, dtype="float32", attention="reference", remat="none", unroll="auto")
     return Architecture(plain, kind.tokenizer.vocab_size, module_of(kind))

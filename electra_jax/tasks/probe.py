@@ -1,7 +1,6 @@
 """What an encoder is worth while it is still pretrained: a fine-tuning every so many steps."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -24,12 +23,8 @@ class Probe:
         """`encoder` names what is pretrained; its weights are not looked at. `scratch` is removed again."""
         if jax.process_count() > 1:
             raise UserError(f"config.probe.config={settings.config}: a run of several processes cannot be probed")
-        self._settings, self._scratch = settings, scratch
+        self._scratch = scratch
         self._job = Job(config, examples.load(config.task), encoder.fresh(), lambda text: None, is_silent=True)
-
-    def is_due(self, step: int, last_step: int) -> bool:
-        """Whether the run is probed after `step` updates."""
-        return step > 0 and (step % self._settings.interval_steps == 0 or step == last_step)
 
     def __call__(self, params: Params, interrupts: Interrupts) -> dict[str, float] | None:
         """The task's figures, as `probe_METRIC`, of one seed; None where a signal came in between.
@@ -52,13 +47,3 @@ class Probe:
             shutil.rmtree(self._scratch, ignore_errors=True)
         split = results.reported_split(job)
         return {f"probe_{job.metric}": outcome.figures[split.name][job.metric]} if split else {}
-
-
-def make(
-    settings: ProbeConfig, load: Callable[[str, list[tuple[str, str]]], FinetuneConfig], encoder: Encoder, workdir: Path
-) -> Probe | None:
-    """The probe that the settings ask for, or None; `load` reads a configuration of fine-tuning with overrides."""
-    if not settings.config:
-        return None
-    config = load(settings.config, [("task.path", settings.path)] if settings.path else [])
-    return Probe(settings, config, encoder, workdir / "probe")

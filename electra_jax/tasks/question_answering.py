@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
 from electra_jax.tasks import squad
 from electra_jax.tasks.examples import Example
@@ -35,6 +34,7 @@ class QuestionAnswering(Kind):
 
     head = "question_answering"
     num_outputs = 2
+    probability_axis = 1  # over tokens, for the first of a span and for its last
     measures = ("f1", "exact_match")
     has_unanswerable = False
     null_threshold = 0.0
@@ -46,30 +46,32 @@ class QuestionAnswering(Kind):
         return {"has_unanswerable": self.has_unanswerable, "null_threshold": self.null_threshold}
 
     def features(self, examples: Sequence[Example]) -> list[Feature]:
-        whole = self.encode([example.texts[0] for example in examples])
+        whole = self.tokenizer.encode_batch([example.texts[0] for example in examples])
         questions = [ids[: self.task.max_query_length] for ids in whole]
         self.num_cut = sum(len(ids) > self.task.max_query_length for ids in whole)
         contexts = self.tokenizer.encode_with_offsets([example.texts[1] for example in examples])
         made = []
         for index, (example, question, (ids, offsets)) in enumerate(zip(examples, questions, contexts, strict=True)):
             room = self.task.max_length - len(question) - 3
-            starts = list(range(0, max(1, len(ids) - room + self.task.doc_stride), self.task.doc_stride))
-            windows = [(start, min(start + room, len(ids))) for start in starts if start == 0 or start < len(ids)]
-            while len(windows) > 1 and windows[-2][1] == len(ids):
-                windows.pop()
-            for window in windows:
-                made.append(self._window(index, example, question, ids, offsets, window, windows))
+            windows = [(0, min(room, len(ids)))]
+            while windows[-1][1] < len(ids):
+                start = windows[-1][0] + self.task.doc_stride
+                windows.append((start, min(start + room, len(ids))))
+            margins = np.stack([_margins(window, len(ids)) for window in windows])
+            # Whether no other window shows more around a token.
+            is_best = margins >= margins.max(0)
+            for window, best in zip(windows, is_best):
+                made.append(self._window(index, example, question, ids, offsets, window, best))
         return made
 
-    def _window(self, index, example, question, ids, offsets, window, windows) -> Feature:
+    def _window(self, index, example, question, ids, offsets, window, is_best) -> Feature:
         start, end = window
         tokens, types = joined([question, ids[start:end]], self.tokenizer)
         shift = len(question) + 2 - start
-        # Characters of each token, and whether no other window shows more around it.
+        # Characters of each token, and whether it is best seen here.
         places = np.full((len(tokens), 3), -1, np.int32)
         places[start + shift : end + shift, :2] = offsets[start:end]
-        for token in range(start, end):
-            places[token + shift, 2] = _margin(token, window) >= max(_margin(token, other) for other in windows)
+        places[start + shift : end + shift, 2] = is_best[start:end]
         target = np.zeros(2, np.int32)  # [CLS]: no answer, or none within this window
         if example.label:
             answer = example.label[0]
@@ -145,9 +147,6 @@ class QuestionAnswering(Kind):
         answers = {self.answer(prediction) for prediction in predictions}
         return len(answers) == 1 and len({example.label for example in examples}) > 1
 
-    def average(self, outputs):
-        return np.log(np.maximum(special.softmax(np.asarray(outputs, np.float64), axis=1).mean(0), 1e-30))
-
     def shown(self, example, prediction):
         answer = self.answer(prediction)
         start = prediction.n_best[0].start if answer else None
@@ -155,9 +154,9 @@ class QuestionAnswering(Kind):
         return {"id": example.id, "answer": answer, "start": start, "null_odds": prediction.null_odds, "n_best": best}
 
 
-def _margin(token: int, window: tuple[int, int]) -> float:
-    """How much a window shows around a token: the smaller side, the window's size breaking ties, as BERT weighs it."""
+def _margins(window: tuple[int, int], count: int) -> np.ndarray:
+    """How much a window shows around each of `count` tokens: the smaller side, its size breaking ties, as BERT weighs it."""
     start, end = window
-    if not start <= token < end:
-        return -1.0
-    return min(token - start, end - 1 - token) + 0.01 * (end - start)
+    token = np.arange(count)
+    inside = np.minimum(token - start, end - 1 - token) + 0.01 * (end - start)
+    return np.where((start <= token) & (token < end), inside, -1.0)

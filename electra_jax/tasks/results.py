@@ -90,7 +90,11 @@ def combine(
     found: dict[str, Any] = {"init": job.encoder.name, "kind": job.data.task.kind, "metric": job.metric}
     if reported is not None:
         found |= {"split": reported.name} | summary([one.figures[reported.name][job.metric] for one in done])
-    averaged = {s.name: job.figures(s, outputs[s.name]) for s in job.splits if s.is_labelled and len(done) > 1}
+    averaged = {
+        s.name: job.kind.figures(s.examples, job.predictions(s, outputs[s.name]))
+        for s in job.splits
+        if s.is_labelled and len(done) > 1
+    }
     figures = {
         split: {name: summary([one.figures[split][name] for one in done]) for name in done[0].figures[split]}
         for split in done[0].figures
@@ -104,19 +108,13 @@ def combine(
 
 
 def average(job: Job, done: Sequence[SeedResult]) -> dict[str, list[np.ndarray]]:
-    """By split, outputs of one model for those of several; a threshold is chosen anew, by the validation set's."""
+    """By split, outputs of one model for those of several."""
     if len(done) == 1:
         return done[0].outputs
-    found = {
+    return {
         split.name: [job.kind.average(row) for row in zip(*(one.outputs[split.name] for one in done), strict=True)]
         for split in job.splits
     }
-    validation = job.validation
-    if validation is not None:
-        outputs = found[validation.name]
-        predictions = job.kind.predictions(validation.examples, validation.features, outputs)
-        job.kind.tune(validation.examples, predictions)
-    return found
 
 
 def best_of(job: Job, done: Sequence[SeedResult]) -> SeedResult:
@@ -149,7 +147,7 @@ def write_predictions(workdir: Path, job: Job, outputs: Mapping[str, Sequence[np
     kind = job.kind
     files = [name for name in job.data.task.submission.split(",") if name]
     for split in job.splits:
-        predictions = kind.predictions(split.examples, split.features, outputs[split.name])
+        predictions = job.predictions(split, outputs[split.name])
         lines = [
             json.dumps({"id": example.id, **kind.shown(example, prediction)}, ensure_ascii=False)
             for example, prediction in zip(split.examples, predictions)

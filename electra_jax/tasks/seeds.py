@@ -91,7 +91,7 @@ def _finish(
 def _check_same(job: Job, workdir: Path) -> None:
     """Refuses to mix runs of different configurations; says so where one is changed that may be."""
     file = workdir / "config.json"
-    now = {"init": job.encoder.name, "data": job.data.digest(), **config_loading.to_dict(job.config)}
+    now = {"init": job.encoder.name, "data": job.data.digest, **config_loading.to_dict(job.config)}
     text = json.dumps(now, indent=1)
     free = {
         name for name, (_, field) in config_values.leaves(job.config).items() if field.metadata["on_resume"] == "free"

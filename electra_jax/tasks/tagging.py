@@ -35,7 +35,7 @@ class Tagging(Kind):
     def features(self, examples: Sequence[Example]) -> list[Feature]:
         words = sorted({word for example in examples for word in example.words})
         unknown = np.asarray([self.tokenizer.special.unk], np.int32)
-        pieces = {word: ids if len(ids) else unknown for word, ids in zip(words, self.encode(words))}
+        pieces = {word: ids if len(ids) else unknown for word, ids in zip(words, self.tokenizer.encode_batch(words))}
         room, made = self.task.max_length - 2, []
         for index, example in enumerate(examples):
             part: list[np.ndarray] = []
@@ -67,13 +67,7 @@ class Tagging(Kind):
     def figures(self, examples, predictions):
         tags = [np.argmax(prediction, -1) for prediction in predictions]
         expected = [np.asarray(example.label) for example in examples]
-        known = [e >= 0 for e in expected]
-        found = {
-            "accuracy": metrics.accuracy(
-                np.concatenate([e[k] for e, k in zip(expected, known)]),
-                np.concatenate([t[k] for t, k in zip(tags, known)]),
-            )
-        }
+        found = {"accuracy": metrics.accuracy(np.concatenate(expected), np.concatenate(tags))}
         if self._has_spans:
             sets = (
                 [metrics.spans([self.task.labels[tag] for tag in row]) for row in rows] for rows in (expected, tags)
@@ -85,10 +79,7 @@ class Tagging(Kind):
     def is_collapsed(self, examples, predictions):
         tags = np.concatenate([np.argmax(prediction, -1) for prediction in predictions])
         expected = np.concatenate([np.asarray(example.label) for example in examples])
-        return bool(np.ptp(expected) > 0) and metrics.is_chance(metrics.matthews(expected, tags), len(expected))
-
-    def average(self, outputs):
-        return np.log(np.maximum(special.softmax(np.asarray(outputs, np.float64), axis=-1).mean(0), 1e-30))
+        return metrics.knows_nothing(expected, metrics.matthews(expected, tags))
 
     def shown(self, example, prediction):
         names = [self.task.labels[tag] for tag in np.argmax(prediction, -1)]
