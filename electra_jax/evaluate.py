@@ -28,7 +28,8 @@ def main(argv: list[str]) -> None:
     inputs = Inputs(setup, prepared)
     if not inputs.has_held_out:
         raise UserError(f"{prepared.directories[0]} has no held-out split: config.data.validation_fraction was 0")
-    figures = setup.evaluate(checkpoint.restore_params(origin, setup.abstract.params), inputs.held_out(origin.step))
+    params = checkpoint.restore_params(origin, setup.abstract.params)
+    figures = setup.evaluate(params, inputs.held_out(origin.step)).figures
     print(f"step {origin.step} of {args.workdir}, held out:")
     for name, value in figures.items():
         print(f"  {name:28} {value:.5f}")

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from electra_jax.data import build
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import UserError
 from electra_jax.failure import explain_failure
+from electra_jax.held_out import Evaluator
 from electra_jax.inputs import Inputs
-from electra_jax.models.electra import Params
 from electra_jax.reporting import run_info
 from electra_jax.reporting.health import Health
 from electra_jax.reporting.reporter import Reporter
@@ -114,7 +114,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
         )
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)
     inputs = Inputs(setup, prepared)
-    probe = _probe(config, prepared, workdir)
+    evaluator = Evaluator(setup, inputs, prepared, workdir)
     state, start = _start(setup, prepared, origin, saved, weights)
 
     info = _resolved(setup, prepared, inputs) | {
@@ -132,7 +132,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
         try:
             end, state, position = loop.train(
                 config, state, start, memory.settled(setup.train_step), inputs.training(start),
-                _evaluator(setup, inputs, probe, interrupts), checkpoints,
+                evaluator.until(interrupts), checkpoints,
                 Saved(config, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json()), reporter,
                 interrupts, evaluation_due,
             )  # fmt: skip
@@ -285,34 +285,6 @@ def _reporter(
     total = config.train.num_train_steps
     console = Console(total, start.step, is_silent=not distributed.is_first())
     return Reporter(console, writers, health, config.reporting.interval_steps, throughput, total)
-
-
-def _probe(config: Config, prepared: build.Prepared, workdir: epath.Path) -> Callable | None:
-    """The `tasks.probe.Probe` that the configuration asks for, or None."""
-    if not config.probe.config:
-        return None
-    from electra_jax.tasks import encoder, probe  # here: few runs are probed, and all of them start
-
-    overrides = [("task.path", config.probe.path)] if config.probe.path else []
-    task = cli.load_finetune_config(config.probe.config, overrides)
-    named = encoder.Encoder(str(workdir), config.model, prepared.tokenizer, None)
-    return probe.Probe(config.probe, task, named, Path(workdir) / "probe")
-
-
-def _evaluator(
-    setup: Setup, inputs: Inputs, probe: Callable | None, interrupts: Interrupts
-) -> Callable[[Params, int], dict[str, float] | None] | None:
-    """(params, step) -> held-out figures, unless a signal comes in between; None where nothing is held out."""
-
-    def evaluate(params: Params, step: int) -> dict[str, float] | None:
-        found = setup.evaluate(params, inputs.held_out(step), lambda: interrupts.poll() is not None)
-        due = step % setup.config.probe.interval_steps == 0 or step == setup.config.train.num_train_steps
-        if found is None or probe is None or not due:
-            return found
-        more = probe(params, interrupts)
-        return None if more is None else found | more
-
-    return evaluate if inputs.has_held_out else None
 
 
 if __name__ == "__main__":

@@ -77,15 +77,16 @@ def test_curricula_that_cannot_work(data, train, part):
 
 @pytest.mark.slow
 def test_killed_at_and_after_a_switch_it_ends_the_same(tmp_path, corpus_file):
+    data = {**SMALL["data"], "curriculum_lengths": [8], "curriculum_steps": [4], "source": str(corpus_file)}
     values = {
-        **SMALL, "data": {**SMALL["data"], **CURRICULUM, "source": str(corpus_file)}, "train": {**SMALL["train"], **SIZES},
+        **SMALL, "data": data, "train": {**SMALL["train"], "curriculum_batch_sizes": [32]},
         "model": {**SMALL["model"], "num_hidden_layers": 1}, "checkpoint": {"save_interval_steps": 2, "max_to_keep": 20},
     }  # fmt: skip
     config_file(tmp_path / "small.py", values)
     whole = train(tmp_path, "whole")
     assert whole.returncode == 0, whole.stdout + whole.stderr
     assert "length 8, batch_size 32, steps 4, tokens 1,024, epochs" in whole.stdout
-    for moment in (4, 12):
+    for moment in (4, 8):
         process = start(tmp_path, "killed")
         wait_for(lambda: (tmp_path / "killed" / "checkpoints" / str(moment)).exists(), process)  # noqa: B023
         process.send_signal(signal.SIGKILL)

@@ -14,6 +14,7 @@ import task_data
 from conftest import ROOT, process_env, run_module
 from runs import make_run
 
+from electra_jax import predict
 from electra_jax.cli import load_finetune_config
 from electra_jax.errors import UserError
 from electra_jax.tasks import config as task_config
@@ -53,6 +54,13 @@ def finetune(place, kind, workdir, *flags):
     )
 
 
+def predicted(capsys, model, texts) -> list[dict]:
+    """What `predict` prints, in this process."""
+    capsys.readouterr()
+    predict.main([f"--model={model}", f"--input={texts}"])
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
 def results(place, workdir):
     return json.loads((place / workdir / "results.json").read_text())
 
@@ -63,7 +71,7 @@ def lines(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_learns_and_transformers_says_the_same(place, kind):
+def test_each_kind_learns_and_transformers_says_the_same(place, kind, capsys):
     import torch
     import transformers
 
@@ -96,12 +104,8 @@ def test_each_kind_learns_and_transformers_says_the_same(place, kind):
         assert tuple(theirs.config.id2label.values()) == kind_of.task.labels
 
     # predict says what finetune wrote down, from the file and by itself from the text.
-    said = run_module(
-        "predict", f"--model={path}", f"--input={place / kind.replace(' ', '_') / 'test.jsonl'}", cwd=place
-    )
-    assert said.returncode == 0, said.stderr
-    for one, other in zip(said.stdout.splitlines(), lines(place / workdir / "predictions-test.jsonl"), strict=True):
-        one = json.loads(one)
+    said = predicted(capsys, path, place / kind.replace(" ", "_") / "test.jsonl")
+    for one, other in zip(said, lines(place / workdir / "predictions-test.jsonl"), strict=True):
         for name in ("label", "tags", "answer"):
             assert one.get(name) == other.get(name)
         if "score" in other:
@@ -109,7 +113,7 @@ def test_each_kind_learns_and_transformers_says_the_same(place, kind):
 
 
 @pytest.mark.slow
-def test_several_seeds_and_their_average(place):
+def test_several_seeds_and_their_average(place, capsys):
     done = finetune(place, "classification", "seeds", *SEEDS)
     assert done.returncode == 0, done.stderr
     found = results(place, "seeds")
@@ -121,10 +125,8 @@ def test_several_seeds_and_their_average(place):
     # The average of predictions, from what each seed's own model says.
     scores = []
     for seed in range(3):
-        said = run_module(
-            "predict", f"--model=seeds/seed-{seed}/model", f"--input={place}/classification/test.jsonl", cwd=place
-        )
-        scores.append([[*json.loads(line)["scores"].values()] for line in said.stdout.splitlines()])
+        said = predicted(capsys, place / "seeds" / f"seed-{seed}" / "model", place / "classification" / "test.jsonl")
+        scores.append([[*one["scores"].values()] for one in said])
     expected = np.mean(scores, 0)
     written = [[*line["scores"].values()] for line in lines(place / "seeds" / "predictions-test.jsonl")]
     np.testing.assert_allclose(written, expected, atol=1e-4)

@@ -44,6 +44,7 @@ COMMANDS = {path.stem for path in PACKAGE.glob("*.py")} - {
     "cli",
     "distributed",
     "failure",
+    "held_out",
     "inputs",
     "storage",
 }

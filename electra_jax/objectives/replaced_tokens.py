@@ -7,7 +7,7 @@ from electra_jax.config import Config
 from electra_jax.models.electra import Electra
 from electra_jax.objectives import losses, masking, sampling
 from electra_jax.objectives.masked_lm import Filled, fill
-from electra_jax.objectives.terms import Example, Terms
+from electra_jax.objectives.terms import Example, Terms, Verdicts
 
 
 def replaced_token_detection(model: Electra, example: Example, config: Config) -> Terms:
@@ -51,6 +51,7 @@ def replaced_token_detection(model: Electra, example: Example, config: Config) -
         metrics=metrics,
         histogram=losses.score_histogram(ranked, is_replaced, counted),
         sampled_ids=sampled_ids,
+        verdicts=Verdicts(ids, corrupted, jax.lax.stop_gradient(scores)),
     )
 
 

@@ -34,6 +34,14 @@ class Example(NamedTuple):
         return jnp.take_along_axis(self.batch.input_ids, self.masked.positions, axis=1)
 
 
+class Verdicts(NamedTuple):
+    """What the discriminator was shown, and what it said; each `[B, L]`."""
+
+    input_ids: jax.Array  # the text
+    corrupted: jax.Array  # the same with the generator's samples put in
+    scores: jax.Array  # logits, above 0 where a token looks replaced
+
+
 class Terms(NamedTuple):
     """What an objective returns for a batch or a part of one."""
 
@@ -41,6 +49,7 @@ class Terms(NamedTuple):
     metrics: dict[str, Mean]
     histogram: jax.Array | None  # [2, AUC_BINS], scores of original and replaced tokens
     sampled_ids: jax.Array | None  # [B, M]
+    verdicts: Verdicts | None = None  # not of a batch that is computed in parts
 
 
 def randomness(key: jax.Array, index: jax.Array, dropout: bool) -> Randomness:

@@ -19,7 +19,7 @@ from electra_jax.models.electra import Architecture, Electra, Params
 from electra_jax.objectives.layout import TokenIds
 from electra_jax.objectives.objective import Objective, Pretraining
 from electra_jax.training import partitioning
-from electra_jax.training.evaluation import EvalStep, evaluate, make_evaluation_step
+from electra_jax.training.evaluation import EvalStep, HeldOut, evaluate, make_evaluation_step
 from electra_jax.training.state import TrainState, abstract_state, init_state
 from electra_jax.training.step import make_train_step
 
@@ -206,7 +206,7 @@ class Setup(Program):
         params: Params,
         batches: Iterable[tuple[np.ndarray, np.ndarray]],
         is_cut_short: Callable[[], bool] = lambda: False,
-    ) -> dict[str, float] | None:
-        """Held-out figures of `params` over this process's rows of `batches`, or None where it was cut short."""
+    ) -> HeldOut | None:
+        """What `params` make of this process's rows of `batches`, or None where it was cut short."""
         batches = self.place(batches, self.evaluation_batch_size)
         return evaluate(self.evaluation_step, params, batches, is_cut_short)

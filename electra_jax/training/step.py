@@ -189,13 +189,13 @@ def _sum_over_parts(compute: Callable[[Any], Any], example: Any, parts: int) -> 
 
     def add(total: Any, part: Any) -> tuple[Any, jax.Array | None]:
         loss, gradients, terms = compute(part)
-        new = loss, gradients, terms._replace(sampled_ids=None)
+        new = loss, gradients, terms._replace(sampled_ids=None, verdicts=None)
         return jax.tree.map(jnp.add, total, new), terms.sampled_ids
 
     # Each part takes every so-manieth example: all devices have their share in all parts.
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), example)
     loss, gradients, terms = jax.eval_shape(compute, jax.tree.map(lambda x: x[0], split))
-    shapes = loss, gradients, terms._replace(sampled_ids=None)
+    shapes = loss, gradients, terms._replace(sampled_ids=None, verdicts=None)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     (loss, gradients, terms), sampled_ids = jax.lax.scan(add, zeros, split)
     if sampled_ids is not None:

@@ -1,0 +1,55 @@
+"""What a run is judged by while it trains: held-out figures, verdicts to look at, a task that it is probed with."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from etils import epath
+
+from electra_jax import cli, distributed
+from electra_jax.data.build import Prepared
+from electra_jax.inputs import Inputs
+from electra_jax.models.electra import Params
+from electra_jax.reporting import verdicts
+from electra_jax.training.interrupts import Interrupts
+from electra_jax.training.setup import Setup
+
+
+class Evaluator:
+    """Evaluates parameters; `verdicts.jsonl` in the work directory is written on the way."""
+
+    def __init__(self, setup: Setup, inputs: Inputs, prepared: Prepared, workdir: epath.Path):
+        """Raises `UserError` for a probe that cannot work."""
+        self._setup, self._inputs, self._tokenizer = setup, inputs, prepared.tokenizer
+        self._path = workdir / "verdicts.jsonl"
+        self._probe = _probe(setup, prepared, workdir)
+
+    def until(self, interrupts: Interrupts) -> Callable[[Params, int], dict[str, float] | None] | None:
+        """(params, step) -> figures, unless a signal comes in between; None where nothing is held out."""
+
+        def evaluate(params: Params, step: int) -> dict[str, float] | None:
+            found = self._setup.evaluate(params, self._inputs.held_out(step), lambda: interrupts.poll() is not None)
+            if found is None:
+                return None
+            if found.verdicts and distributed.is_first():
+                tokenizer = self._tokenizer
+                sequences = verdicts.read_tokens(found.verdicts, tokenizer.vocabulary, tokenizer.special.pad)
+                verdicts.write(self._path, step, sequences)
+            config = self._setup.config
+            if not self._probe or (step % config.probe.interval_steps and step != config.train.num_train_steps):
+                return found.figures
+            more = self._probe(params, interrupts)
+            return None if more is None else found.figures | more
+
+        return evaluate if self._inputs.has_held_out else None
+
+
+def _probe(setup: Setup, prepared: Prepared, workdir: epath.Path) -> Callable | None:
+    """The `tasks.probe.Probe` that the configuration asks for, or None."""
+    config = setup.config.probe
+    if not config.config:
+        return None
+    from electra_jax.tasks import encoder, probe  # here: few runs are probed, and all of them start
+
+    task = cli.load_finetune_config(config.config, [("task.path", config.path)] if config.path else [])
+    named = encoder.Encoder(str(workdir), setup.config.model, prepared.tokenizer, None)
+    return probe.Probe(config, task, named, Path(workdir) / "probe")
