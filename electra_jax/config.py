@@ -259,6 +259,8 @@ class ReportingConfig:
     """What is written while a run goes on."""
 
     interval_steps: int = setting(100, "steps between reports", FREE)
+    wandb_project: str = setting("", "project of Weights & Biases that is reported to as well (extra `[wandb]`)", FREE)
+    profile_steps: int = setting(0, "steps that JAX's profiler records, soon after the start; 0: none", FREE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,10 +22,19 @@ from electra_jax.errors import UserError
 from electra_jax.failure import explain_failure
 from electra_jax.held_out import Evaluator
 from electra_jax.inputs import Inputs
-from electra_jax.reporting import run_info
+from electra_jax.reporting import report, run_info
 from electra_jax.reporting.health import Health
+from electra_jax.reporting.profile import profiled
 from electra_jax.reporting.reporter import Reporter
-from electra_jax.reporting.writers import Console, JsonLines, TensorBoard, is_evaluated
+from electra_jax.reporting.writers import (
+    Console,
+    JsonLines,
+    TensorBoard,
+    WeightsAndBiases,
+    is_evaluated,
+    require_wandb,
+    rows,
+)
 from electra_jax.training import checkpoint, loop, partitioning
 from electra_jax.training.checkpoint import Checkpoints, Origin, Saved
 from electra_jax.training.interrupts import Interrupts
@@ -88,6 +97,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
       RunFailed: where the loss or a gradient is not finite.
     """
     # What can be refused is refused first: preparing the data may take hours.
+    require_wandb(config.reporting.wandb_project)
     origin, weights = distributed.together(lambda: _origin(workdir, init, branch), "the checkpoint to begin with")
     distributed.check_same(str(origin), "the checkpoint to go on from")
     resolved = json.dumps(config_loading.to_dict(config), indent=1)
@@ -128,10 +138,13 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
 
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     reporter = _reporter(setup, inputs, workdir, start, info)
+    step_fn = memory.settled(setup.train_step)
+    if distributed.is_first():
+        step_fn = profiled(step_fn, config.reporting.profile_steps, workdir / "profile", reporter.console.say)
     with Interrupts(mesh, config.train.hang_timeout) as interrupts:
         try:
             end, state, position = loop.train(
-                config, state, start, memory.settled(setup.train_step), inputs.training(start),
+                config, state, start, step_fn, inputs.training(start),
                 evaluator.until(interrupts), checkpoints,
                 Saved(config, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json()), reporter,
                 interrupts, evaluation_due,
@@ -140,6 +153,8 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
             reporter.close()
             checkpoints.close()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is saved, what is left takes no time
+    if distributed.is_first() and rows(workdir / "metrics.jsonl"):
+        report.write([workdir], workdir / "report.html")
     if end == loop.End.NOT_FINITE:
         explain_failure(setup, state, start, inputs, workdir)
     return _ended(end, position, workdir)
@@ -148,7 +163,9 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
 def _ended(end: loop.End, position: loop.Position, workdir: epath.Path) -> int:
     """Says how a run ended; its exit status."""
     if end == loop.End.FINISHED:
-        distributed.say(f"finished at step {position.step:,}; everything about the run is in {workdir}")
+        distributed.say(
+            f"finished at step {position.step:,}; everything about the run is in {workdir}, see report.html there"
+        )
         return 0
     how = "preempted" if end == loop.End.PREEMPTED else "stopped"
     kept = checkpoint.saved_steps(workdir / "checkpoints")
@@ -281,6 +298,8 @@ def _reporter(
     writers = []
     if distributed.is_first():
         writers = [JsonLines(workdir / "metrics.jsonl", start.step), TensorBoard(workdir / "tensorboard", start.step)]
+        if project := config.reporting.wandb_project:
+            writers.append(WeightsAndBiases(project, workdir, start.step, config_loading.to_dict(config)))
     health = Health(config.optimizer.warmup_steps, prefix="eval/" if inputs.has_held_out else "")
     total = config.train.num_train_steps
     console = Console(total, start.step, is_silent=not distributed.is_first())

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import SMALL, config_file, process_env, run_module
 
+from electra_jax.reporting import verdicts
 from electra_jax.training import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -85,7 +86,7 @@ def numbers(rows: list[dict]) -> list[dict]:
 @pytest.fixture(scope="module")
 def finished(place) -> Path:
     """An undisturbed run of 20 steps."""
-    done = train(place, "undisturbed")
+    done = train(place, "undisturbed", "--config.reporting.profile_steps=2")
     assert done.returncode == 0, done.stdout + done.stderr
     (place / "undisturbed.log").write_text(done.stdout)
     return place / "undisturbed"
@@ -107,8 +108,12 @@ def test_a_run_leaves_what_it_promises(finished):
         assert name in info
     assert info["planned"]["tokens"] == 20 * 8 * 32
     assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
+    assert "undisturbed" in (finished / "report.html").read_text()
+    assert list(verdicts.read(finished / "verdicts.jsonl")) == [10, 20]
     log = (finished.parent / "undisturbed.log").read_text()
     assert re.search(r"^step 2/20  loss \d+\.\d+  masked_lm_loss ", log, re.M)
+    (trace,) = (finished / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000 and f"xprof --logdir={finished / 'profile'}" in log
     assert "\r" not in log and "\x1b" not in log  # plain lines in a pipe
     saved = checkpoint.read_saved(checkpoint.find(f"{finished}@20"))
     assert (saved.step, saved.sequences) == (20, 160)

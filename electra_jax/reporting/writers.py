@@ -1,8 +1,11 @@
 """Where figures go: `metrics.jsonl`, TensorBoard, the terminal."""
 
+import importlib.util
 import json
 import math
+import secrets
 import sys
+import tempfile
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -10,6 +13,7 @@ import tqdm
 from etils import epath
 
 from electra_jax import storage
+from electra_jax.errors import UserError
 
 # The figures of the console line, in its order, with their form.
 _SHOWN = {
@@ -107,6 +111,41 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases, which a resumed run goes on with; needs the extra `[wandb]`.
+
+    Whether it is online goes by the environment (`WANDB_MODE`, `WANDB_API_KEY`), as everywhere.
+    """
+
+    def __init__(self, project: str, workdir: epath.Path, resume_step: int, config: Mapping[str, Any]):
+        """`config` is shown beside the figures."""
+        import wandb
+
+        known = workdir / "wandb_id"
+        if not (resume_step and known.exists()):
+            storage.write(known, secrets.token_hex(8))
+        local = tempfile.gettempdir() if storage.is_remote(workdir) else str(workdir)
+        name = "/".join(workdir.parts[-2:])
+        self._run = wandb.init(
+            project=project, id=known.read_text(), name=name, resume="allow", dir=local, config=dict(config)
+        )
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        self._run.log({name if "/" in name else f"train/{name}": value for name, value in figures.items()}, step=step)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def require_wandb(project: str) -> None:
+    """Raises `UserError` where `project` asks for what is not installed."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise UserError(f"config.reporting.wandb_project={project!r} needs an extra: pip install 'electra_jax[wandb]'")
 
 
 class Console:

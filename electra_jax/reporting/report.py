@@ -1,0 +1,230 @@
+"""`report.html`: one or more runs as a page that needs nothing else: curves, verdicts in colour, what was run.
+
+Everything is read from work directories, so the page can be made at any time, also of a run that goes on.
+"""
+
+import datetime
+import html
+import importlib.resources
+import json
+import statistics
+import string
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+from plotly.offline import get_plotlyjs
+
+from electra_jax import storage
+from electra_jax.errors import UserError
+from electra_jax.reporting import run_info, verdicts
+from electra_jax.reporting.writers import format_seconds, rows
+
+_COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#14b8a6", "#ec4899")
+_POINTS = 2000  # of a line: more cannot be told apart
+
+# The figures by subject, in the order of the page, with what they mean; others come last.
+_GROUPS = {
+    "Losses": {
+        "loss": "what is minimised: the terms by their weights",
+        "masked_lm_loss": "the generator's, nats a masked token; the logarithm of the vocabulary's size is guessing",
+        "disc_loss": "the discriminator's, nats a token",
+        "task_loss": "of fine-tuning",
+    },
+    "Discriminator": {
+        "disc_auc": "chance that a replaced token scores above an original one; 0.5 is guessing",
+        "disc_recall": "share of the replaced tokens that it finds",
+        "disc_precision": "share of those it calls replaced that are",
+        "disc_accuracy": "over all tokens; calling all original gives 1 - replaced_share",
+        "replaced_share": "share of all tokens that the generator replaced by another",
+    },
+    "Generator": {
+        "masked_lm_accuracy": "share of the masked tokens whose most probable filling is right",
+        "sampled_masked_lm_accuracy": "share of the masked tokens whose sampled filling is right",
+        "generator_entropy": "nats; near 0 it fills in the same tokens everywhere",
+    },
+    "Optimisation": {
+        "learning_rate": "",
+        "grad_norm": "of all gradients together, before clipping",
+        "grad_norm_shared": "of the embeddings",
+        "grad_norm_generator": "",
+        "grad_norm_discriminator": "",
+    },
+    "Speed": {
+        "tokens_per_second": "",
+        "utilisation": "the model's arithmetic over what the hardware could do",
+        "seconds_left": "",
+        "step_seconds": "",
+        "data_read_per_used": "bytes",
+    },
+}
+
+
+class Run(NamedTuple):
+    """What a work directory says of its run."""
+
+    name: str
+    rows: list[dict[str, Any]]  # of metrics.jsonl
+    info: dict[str, Any]  # run.json
+    config: dict[str, Any]
+    verdicts: dict[int, list[list[verdicts.Token]]]
+
+
+def write(workdirs: Sequence[epath.Path], path: epath.Path) -> None:
+    """Writes the page of the runs in `workdirs` to `path`.
+
+    Raises:
+      UserError: for a directory without a run in it.
+    """
+    storage.write(path, page([_read(workdir) for workdir in workdirs]))
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The page, as HTML."""
+    named = [{"name": run.name, "color": _COLORS[i % len(_COLORS)]} for i, run in enumerate(runs)]
+    data = json.dumps({"runs": named, "groups": _charts(runs)}, separators=(",", ":")).replace("</", "<\\/")
+    template = (importlib.resources.files("electra_jax.reporting") / "report.html").read_text()
+    return string.Template(template).substitute(
+        title=html.escape(" and ".join(run.name for run in runs)),
+        summaries=f'<div class="grid">{"".join(map(_summary, runs))}</div>',
+        verdicts="".join(map(_verdicts, runs)),
+        settings=_settings(runs),
+        written=f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
+        plotly=get_plotlyjs(),
+        data=data,
+    )
+
+
+def _read(workdir: epath.Path) -> Run:
+    workdir = epath.Path(workdir)
+    found = rows(workdir / "metrics.jsonl")
+    if not found:
+        raise UserError(
+            f"{workdir}: no figures are there to report; it must be the work directory of a run (metrics.jsonl)"
+        )
+
+    def read(name: str) -> dict[str, Any]:
+        return json.loads((workdir / name).read_text()) if (workdir / name).exists() else {}
+
+    name = "/".join(workdir.parts[-2:])
+    return Run(name, found, read("run.json"), read("config.json"), verdicts.read(workdir / "verdicts.jsonl"))
+
+
+def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The curves by group; training and held-out figures of a name share a chart."""
+    present = {name.removeprefix("eval/") for run in runs for row in run.rows for name in row} - {"step"}
+    groups = {
+        name: {figure: text for figure, text in group.items() if figure in present} for name, group in _GROUPS.items()
+    }
+    others = sorted(present - {figure for group in groups.values() for figure in group})
+    groups["Others"] = dict.fromkeys(others, "")
+    return [
+        {"name": group,
+         "charts": [{"name": name, "meaning": text, "lines": list(_lines(runs, name))} for name, text in figures.items()]}
+        for group, figures in groups.items() if figures
+    ]  # fmt: skip
+
+
+def _lines(runs: Sequence[Run], name: str) -> Iterator[dict[str, Any]]:
+    for index, run in enumerate(runs):
+        for key, how in ((name, "training"), (f"eval/{name}", "held out")):
+            points = [(row["step"], row[key]) for row in run.rows if key in row]
+            points = points[:: -(-len(points) // _POINTS) or 1]
+            if points:
+                steps, values = zip(*points, strict=True)
+                title = how if len(runs) == 1 else f"{run.name}, {how}"
+                yield {"run": index, "name": title, "held_out": how == "held out", "steps": steps, "values": values}
+
+
+def _summary(run: Run) -> str:
+    """Where the run stands: its last figures."""
+    last: dict[str, float] = {}
+    for row in run.rows:
+        last |= {name: value for name, value in row.items() if value is not None}
+    total = run.info.get("planned", {}).get("steps")
+    shown = {"step": f"{last['step']:,}" + (f" of {total:,}" if total else "")}
+    shown |= {name: f"{last[key]:.3f}" for name, key in _last_figures(last)}
+    speeds = [row["tokens_per_second"] for row in run.rows if row.get("tokens_per_second")]
+    if speeds:
+        shown["tokens a second"] = f"{statistics.median(speeds):,.0f}"
+    if "utilisation" in last:
+        shown["utilisation"] = (
+            f"{statistics.median(row['utilisation'] for row in run.rows if 'utilisation' in row):.1%}"
+        )
+    if total and last["step"] < total and "seconds_left" in last:
+        shown["time left"] = format_seconds(last["seconds_left"])
+    cells = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in shown.items())
+    about = run_info.text(run.info.get("devices", ""))
+    heading = f'<h3>{html.escape(run.name)}</h3><p class="soft">{html.escape(about)}</p>'
+    return f'<div class="card">{heading}<dl class="figures">{cells}</dl></div>'
+
+
+def _last_figures(last: dict[str, float]) -> Iterator[tuple[str, str]]:
+    for name in ("masked_lm_loss", "masked_lm_accuracy", "disc_loss", "disc_auc"):
+        if f"eval/{name}" in last:
+            yield f"{name}, held out", f"eval/{name}"
+        elif name in last:
+            yield name, name
+
+
+def _verdicts(run: Run) -> str:
+    """The first and the last verdicts on the same text."""
+    if not run.verdicts:
+        return ""
+    steps = sorted({min(run.verdicts), max(run.verdicts)})
+    parts = [
+        f"<h2>What the discriminator says: {html.escape(run.name)}</h2>",
+        '<p class="soft">The more red, the more the discriminator takes a token for replaced. Framed: the generator did replace '
+        "it, with the original struck through behind. Held-out text, the same at every step.</p>",
+    ]
+    for number in range(min(len(run.verdicts[step]) for step in steps)):
+        parts.append('<div class="card early">')
+        for step in steps:
+            tokens = "".join(map(_token, run.verdicts[step][number]))
+            parts.append(f'<p class="soft">step {step:,}</p><p class="text">{tokens}</p>')
+        parts.append("</div>")
+    return "".join(parts)
+
+
+def _token(token: verdicts.Token) -> str:
+    text = token.replacement or token.text
+    # WordPiece marks what goes on a word, SentencePiece what begins one.
+    space = "" if text.startswith("##") else " "
+    kind = "" if token.replacement is None else ' class="replaced"'
+    before = f" <s>{html.escape(_bare(token.text))}</s>" if token.replacement else ""
+    style = f'style="--p:{token.probability * 0.85:.2f}" title="{token.probability:.0%} replaced"'
+    return f"{space}<span{kind} {style}>{html.escape(_bare(text))}</span>{before}"
+
+
+def _bare(token: str) -> str:
+    return token.removeprefix("##").removeprefix("▁") or token
+
+
+def _settings(runs: Sequence[Run]) -> str:
+    """What was resolved before the first step, and the configurations: what differs between them first."""
+    columns = [
+        {**_flat(run.info), **{f"config.{name}": value for name, value in _flat(run.config).items()}} for run in runs
+    ]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    differ = [name for name in names if len({column.get(name) for column in columns}) > 1]
+    head = "".join(f"<th>{html.escape(run.name)}</th>" for run in runs)
+
+    def table(names: Sequence[str]) -> str:
+        cells = ("".join(f"<td>{html.escape(column.get(name, ''))}</td>" for column in columns) for name in names)
+        lines = (f"<tr><td>{html.escape(name)}</td>{row}</tr>" for name, row in zip(names, cells, strict=True))
+        return f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>'
+
+    everything = f"<details{'' if differ else ' open'}><summary>everything</summary>{table(names)}</details>"
+    return (f"<h3>What differs</h3>{table(differ)}" if differ else "") + everything
+
+
+def _flat(values: dict[str, Any]) -> dict[str, str]:
+    found = {}
+    for name, value in values.items():
+        if name == "layout":  # a line a parameter
+            continue
+        if isinstance(value, dict):
+            found |= {f"{name}.{key}": run_info.text(item) for key, item in value.items()}
+        else:
+            found[name] = run_info.text(value)
+    return found

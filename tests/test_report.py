@@ -1,0 +1,180 @@
+"""The page of a run, and what else figures go to: verdicts, Weights & Biases."""
+
+import html.parser
+import json
+import time
+
+import numpy as np
+import pytest
+from conftest import make_setup, small_config
+from sklearn.metrics import roc_auc_score
+
+from electra_jax import report as command
+from electra_jax.data import pipeline
+from electra_jax.errors import UserError
+from electra_jax.reporting import report, verdicts, writers
+
+
+def test_verdicts_are_those_of_the_held_out_figures(prepared):
+    """Of as many records as are kept: their replaced tokens and their scores make the figures of the evaluation."""
+    # Large weights: scores far apart, as the figure's histogram has bins.
+    setup = make_setup(small_config(model={"initializer_range": 0.3}), prepared)
+    batches = pipeline.evaluation_batches(prepared.sets[32], 8, 8, setup.ids.pad)
+    found = setup.evaluate(setup.init().params, batches)
+    tokens = verdicts.read_tokens(found.verdicts, prepared.tokenizer.vocabulary, setup.ids.pad)
+    flat = [token for sequence in tokens for token in sequence]
+    replaced = [token.replacement is not None for token in flat]
+    assert np.mean(replaced) == pytest.approx(found.figures["replaced_share"])
+    ids, _, scores = found.verdicts
+    assert roc_auc_score(replaced, scores[ids != setup.ids.pad]) == pytest.approx(found.figures["disc_auc"], abs=2e-3)
+    assert [token.probability for token in flat] == pytest.approx(
+        1 / (1 + np.exp(-scores[ids != setup.ids.pad])), abs=6e-4
+    )
+    assert [token.text for token in tokens[0]] == [
+        prepared.tokenizer.vocabulary[i] for i in ids[0] if i != setup.ids.pad
+    ]
+
+
+def test_verdicts_of_masked_lm_alone_are_none(prepared):
+    setup = make_setup(small_config(model={"towers": "masked_lm"}), prepared)
+    batches = pipeline.evaluation_batches(prepared.sets[32], 8, 8, setup.ids.pad)
+    assert setup.evaluate(setup.init().params, batches).verdicts is None
+
+
+def test_verdicts_of_an_interrupted_run_are_replaced(tmp_path):
+    path = tmp_path / "verdicts.jsonl"
+    for step, word in ((5, "a"), (10, "b"), (15, "c"), (10, "d")):
+        verdicts.write(path, step, [[verdicts.Token(word, None, 0.5)]])
+    assert verdicts.read(path) == {5: [[("a", None, 0.5)]], 10: [[("d", None, 0.5)]]}
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would see of a page: its data, its text, the marked tokens, what it loads from elsewhere."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.data, self.tokens, self.loaded, self.text, self._inside = None, [], [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self._inside.append((tag, attrs))
+        self.loaded += [value for name, value in attrs.items() if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        while self._inside and self._inside.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data):
+        tag, attrs = self._inside[-1] if self._inside else ("", {})
+        if attrs.get("id") == "data":
+            self.data = json.loads(data)
+        elif tag == "span":
+            self.tokens.append((data, attrs.get("class"), attrs["title"]))
+        elif tag not in ("script", "style"):
+            self.text += data
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two work directories with hand-made figures."""
+    for name, shift in (("one", 0.0), ("two", 1.0)):
+        workdir = tmp_path / name
+        workdir.mkdir()
+        table = [
+            {"step": step, "loss": 9 - step / 10 + shift, "tokens_per_second": 100.0} for step in range(10, 60, 10)
+        ]
+        table[-1] |= {"eval/disc_auc": 0.7 + shift / 10, "loss": None, "seconds_left": 90.0, "eval/probe_f1": 0.5}
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+        (workdir / "run.json").write_text(json.dumps({"planned": {"steps": 100}, "devices": {"kind": "<b>cpu"}}))
+        (workdir / "config.json").write_text(json.dumps({"seed": int(shift), "train": {"batch_size": 8}}))
+        sequence = [verdicts.Token("<i>", None, 0.1), verdicts.Token("##am", "▁was", 0.9)]
+        verdicts.write(workdir / "verdicts.jsonl", 10, [sequence])
+        verdicts.write(workdir / "verdicts.jsonl", 50, [[*sequence, verdicts.Token("</script>", None, 0.2)]])
+    return tmp_path
+
+
+def test_a_page_holds_the_runs_laid_over_each_other(runs, capsys):
+    command.main([f"--workdir={runs / 'one'}", "--compare", str(runs / "two")])
+    assert f"written: {runs / 'one' / 'report.html'}" in capsys.readouterr().out
+    page = Page((runs / "one" / "report.html").read_text())
+    assert page.loaded == []  # nothing from elsewhere
+    charts = {chart["name"]: chart for group in page.data["groups"] for chart in group["charts"]}
+    assert charts.keys() == {"loss", "disc_auc", "tokens_per_second", "seconds_left", "probe_f1"}
+    assert [line["values"] for line in charts["loss"]["lines"]] == [[8, 7, 6, 5, None], [9, 8, 7, 6, None]]
+    (held_out, other) = charts["disc_auc"]["lines"]
+    assert (held_out["steps"], held_out["values"], held_out["held_out"], other["run"]) == ([50], [0.7], True, 1)
+    assert "50 of 100" in page.text and "01:30" in page.text and "<b>cpu" in page.text
+    names = [run["name"].split("/")[-1] for run in page.data["runs"]]
+    assert names == ["one", "two"] and len({run["color"] for run in page.data["runs"]}) == 2
+    before_everything = page.text.split("What differs")[1].split("everything")[0]
+    assert "config.seed" in before_everything and "config.train.batch_size" not in before_everything
+    assert "config.train.batch_size" in page.text.split("everything")[1]
+    one = [("<i>", None, "10% replaced"), ("was", "replaced", "90% replaced")]
+    late = [*one, ("</script>", None, "20% replaced")]
+    assert page.tokens == 2 * [*one, *late]
+
+
+def test_long_runs_are_thinned(tmp_path):
+    text = "".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, 10_002))
+    (tmp_path / "metrics.jsonl").write_text(text)
+    report.write([tmp_path], tmp_path / "report.html")
+    (line,) = Page((tmp_path / "report.html").read_text()).data["groups"][0]["charts"][0]["lines"]
+    assert 1000 < len(line["steps"]) <= 2000 and line["steps"][0] == 1
+
+
+def test_a_directory_without_a_run(tmp_path):
+    with pytest.raises(UserError, match="no figures are there to report"):
+        command.main([f"--workdir={tmp_path}"])
+
+
+def leveldb_log(data: bytes):
+    """The records of a log in LevelDB's form (its doc/log_format.md), after a header of its owner of 7 bytes."""
+    block, at, record = 32768, 0, b""
+    while at < len(data):
+        if block - (at + 7) % block < 7:  # too little is left of the block for another header
+            at += block - (at + 7) % block
+            continue
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        record += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # a whole one, or the last part of one
+            yield record
+            record = b""
+
+
+def test_weights_and_biases_gets_every_figure(tmp_path, monkeypatch):
+    """Offline, the file that `wandb sync` would send, read back record by record; a resumed run goes on under its id."""
+    from wandb.proto import wandb_internal_pb2
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    from etils import epath
+
+    workdir, ids = epath.Path(tmp_path), []
+    for start in (0, 2):
+        writer = writers.WeightsAndBiases("p", workdir, start, {"seed": 7})
+        for step in (start + 1, start + 2):
+            writer.write(step, {"loss": step / 4, "eval/disc_auc": 0.5})
+        writer.close()
+        ids.append((workdir / "wandb_id").read_text())
+        time.sleep(1.1)  # a folder is named by the second
+    assert ids[0] == ids[1]
+    found = {}
+    for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
+        assert ids[0] in path.name
+        for data in leveldb_log(path.read_bytes()[7:]):
+            record = wandb_internal_pb2.Record.FromString(data)
+            if record.HasField("history"):
+                row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+                found[row["_step"]] = row.get("train/loss"), row.get("eval/disc_auc")
+    assert found == {step: (step / 4, 0.5) for step in (1, 2, 3, 4)}
+
+
+def test_weights_and_biases_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(writers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"config.reporting.wandb_project='p' needs an extra: pip install .electra_jax.wandb.."
+    ):
+        writers.require_wandb("p")
+    writers.require_wandb("")
