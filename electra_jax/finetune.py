@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+from etils import epath
 
 from electra_jax import cli, memory, storage
 from electra_jax.errors import UserError
+from electra_jax.reporting import report
 from electra_jax.tasks import encoder as encoders
 from electra_jax.tasks import examples, results, seeds
 from electra_jax.tasks.config import FinetuneConfig
@@ -61,7 +63,11 @@ def _task(config: FinetuneConfig, encoder: Encoder, workdir: Path) -> dict[str, 
         with filelock.FileLock(workdir / ".lock", timeout=0):
             counts = ", ".join(f"{split.name} {len(split.examples):,}" for split in job.splits)
             _say(f"{data.task.kind} from {encoder.name}: train {len(job.train):,} features, {counts}")
-            return seeds.run(job, workdir, _say)
+            try:
+                return seeds.run(job, workdir, _say)
+            finally:
+                if report.runs_in(epath.Path(workdir)):
+                    report.write([epath.Path(workdir)], epath.Path(workdir) / "report.html")
     except filelock.Timeout:
         raise UserError(
             f"--workdir={workdir}: another run is at work there; wait for it, or use another directory"

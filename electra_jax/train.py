@@ -33,7 +33,6 @@ from electra_jax.reporting.writers import (
     WeightsAndBiases,
     is_evaluated,
     require_wandb,
-    rows,
 )
 from electra_jax.training import checkpoint, loop, partitioning
 from electra_jax.training.checkpoint import Checkpoints, Origin, Saved
@@ -153,7 +152,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
             reporter.close()
             checkpoints.close()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is saved, what is left takes no time
-    if distributed.is_first() and rows(workdir / "metrics.jsonl"):
+    if distributed.is_first() and report.runs_in(workdir):
         report.write([workdir], workdir / "report.html")
     if end == loop.End.NOT_FINITE:
         explain_failure(setup, state, start, inputs, workdir)

@@ -33,14 +33,14 @@ _CACHE = Path(os.environ.get("ELECTRA_JAX_TEST_CACHE", ROOT / ".pytest_cache" / 
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
-# Small enough to compile in seconds on two cores.
+# Small enough to compile in seconds on two cores: what several layers do is for the tests of models and meshes.
 SMALL = {
     "data": {"max_seq_length": 32, "validation_fraction": 0.05},
     "tokenizer": {"vocab_size": 512},
     "model": {
         "embedding_size": 16,
         "hidden_size": 32,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "num_attention_heads": 2,
         "intermediate_size": 64,
         "generator_hidden_size": 0.5,

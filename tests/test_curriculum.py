@@ -80,7 +80,7 @@ def test_killed_at_and_after_a_switch_it_ends_the_same(tmp_path, corpus_file):
     data = {**SMALL["data"], "curriculum_lengths": [8], "curriculum_steps": [4], "source": str(corpus_file)}
     values = {
         **SMALL, "data": data, "train": {**SMALL["train"], "curriculum_batch_sizes": [32]},
-        "model": {**SMALL["model"], "num_hidden_layers": 1}, "checkpoint": {"save_interval_steps": 2, "max_to_keep": 20},
+        "checkpoint": {"save_interval_steps": 2, "max_to_keep": 20},
     }  # fmt: skip
     config_file(tmp_path / "small.py", values)
     whole = train(tmp_path, "whole")

@@ -121,6 +121,8 @@ def test_several_seeds_and_their_average(place, capsys):
     assert len({json.dumps(one["seed"]) for one in found["seeds"]}) == len(values) == 3
     assert found["mean"] == pytest.approx(values.mean()) and found["median"] == pytest.approx(np.median(values))
     assert found["standard_deviation"] == pytest.approx(values.std(ddof=1)) and found["best"] == values.max()
+    page = (place / "seeds" / "report.html").read_text()
+    assert all(f"seeds/seed-{seed}" in page for seed in range(3)) and "accuracy" in page
     assert re.search(r"test accuracy \d\.\d{4} \(mean of 3 seeds; median .*, standard deviation .*, best", done.stdout)
     # The average of predictions, from what each seed's own model says.
     scores = []

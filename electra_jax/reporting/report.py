@@ -70,13 +70,23 @@ class Run(NamedTuple):
     verdicts: dict[int, list[list[verdicts.Token]]]
 
 
+def runs_in(workdir: epath.Path) -> list[epath.Path]:
+    """What there is to report: the work directory of a run, or the seeds in that of a fine-tuning."""
+    places = [workdir, *sorted(workdir.glob("seed-*"))]
+    return [place for place in places if rows(place / "metrics.jsonl")]
+
+
 def write(workdirs: Sequence[epath.Path], path: epath.Path) -> None:
     """Writes the page of the runs in `workdirs` to `path`.
 
     Raises:
       UserError: for a directory without a run in it.
     """
-    storage.write(path, page([_read(workdir) for workdir in workdirs]))
+    found = [runs_in(epath.Path(workdir)) for workdir in workdirs]
+    for workdir, runs in zip(workdirs, found, strict=True):
+        if not runs:
+            raise UserError(f"{workdir}: no figures are there to report; it must be the work directory of a run")
+    storage.write(path, page([_read(run) for runs in found for run in runs]))
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -96,12 +106,7 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def _read(workdir: epath.Path) -> Run:
-    workdir = epath.Path(workdir)
     found = rows(workdir / "metrics.jsonl")
-    if not found:
-        raise UserError(
-            f"{workdir}: no figures are there to report; it must be the work directory of a run (metrics.jsonl)"
-        )
 
     def read(name: str) -> dict[str, Any]:
         return json.loads((workdir / name).read_text()) if (workdir / name).exists() else {}
