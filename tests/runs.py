@@ -45,7 +45,7 @@ def tokenizer(kind="wordpiece"):
 
 def make_run(workdir, config=None, steps=(7,), params=None, kind="wordpiece"):
     """A work directory with checkpoints, as a run leaves one."""
-    config = config or small_config()
+    config = config or small_config(model={"num_hidden_layers": 2})
     made = tokenizer(kind)
     architecture = Architecture(config.model, made.vocab_size)
     params = random_params(config.model, made.vocab_size) if params is None else params

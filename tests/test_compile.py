@@ -17,7 +17,8 @@ from electra_jax.errors import UserError
 from electra_jax.models.electra import Architecture
 
 pytestmark = pytest.mark.slow
-VALUES = {**SMALL, "model": {**SMALL["model"], "dtype": "bfloat16"}, "train": {"batch_size": 16, "num_train_steps": 20}}
+MODEL = {**SMALL["model"], "num_hidden_layers": 2, "dtype": "bfloat16"}
+VALUES = {**SMALL, "model": MODEL, "train": {"batch_size": 16, "num_train_steps": 20}}
 
 
 @pytest.fixture(scope="module")
