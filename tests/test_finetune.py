@@ -77,7 +77,8 @@ def test_each_kind_learns_and_transformers_says_the_same(place, kind, capsys):
 
     workdir = kind.replace(" ", "-")
     windows = ["--config.task.max_query_length=8", "--config.task.doc_stride=8"] if kind == "question answering" else []
-    done = finetune(place, kind, workdir, "--config.train.epochs=24", *windows)
+    seldom = ["--config.checkpoint.save_interval_steps=1000", "--config.evaluation.interval_epochs=8.0"]
+    done = finetune(place, kind, workdir, "--config.train.epochs=24", *seldom, *windows)
     assert done.returncode == 0, done.stderr
     found = results(place, workdir)
     last = done.stdout.strip().splitlines()[-1]

@@ -38,7 +38,7 @@ def test_sigterm_while_evaluating_and_saving(place):
     """A long evaluation is cut short, and made up for by the run that goes on: the end is that of an undisturbed run."""
     often = ["--config.evaluation.max_records=0", "--config.evaluation.batch_size=4", "--config.checkpoint.save_interval_steps=1",
              "--config.evaluation.interval_steps=4", "--config.train.num_train_steps=6",
-             "--config.data.validation_fraction=0.15"]  # fmt: skip
+             "--config.data.validation_fraction=0.08"]  # fmt: skip
     whole = Group(place, "whole", 2, *often)
     assert whole.wait() == [0, 0], whole.texts()
     cut = Group(place, "cut", 2, *often)

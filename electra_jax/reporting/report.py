@@ -96,7 +96,7 @@ def page(runs: Sequence[Run]) -> str:
     template = (importlib.resources.files("electra_jax.reporting") / "report.html").read_text()
     return string.Template(template).substitute(
         title=html.escape(" and ".join(run.name for run in runs)),
-        summaries=f'<div class="grid">{"".join(map(_summary, runs))}</div>',
+        summaries=f'<div class="grid fit">{"".join(map(_summary, runs))}</div>',
         verdicts="".join(map(_verdicts, runs)),
         settings=_settings(runs),
         written=f"{datetime.datetime.now():%Y-%m-%d %H:%M}",

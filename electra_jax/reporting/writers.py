@@ -90,12 +90,24 @@ def is_evaluated(path: epath.Path, step: int) -> bool:
     return any(row["step"] == step and any(name.startswith("eval/") for name in row) for row in rows(path))
 
 
+def _tensorboardx() -> Any:
+    """tensorboardX, which would load torch where that is installed: seconds, for what no scalar needs."""
+    is_loaded = "torch" in sys.modules
+    if not is_loaded:
+        sys.modules["torch"] = None
+    try:
+        import tensorboardX
+    finally:
+        if not is_loaded:
+            del sys.modules["torch"]
+    return tensorboardX
+
+
 class TensorBoard:
     """TensorBoard events, without TensorFlow."""
 
     def __init__(self, directory: epath.Path, resume_step: int):
-        import tensorboardX  # here: it imports torch where that is installed, which takes longer than all the rest
-
+        tensorboardX = _tensorboardx()
         self._is_remote = storage.is_remote(directory)
         # What an interrupted run wrote beyond `resume_step` is hidden by TensorBoard.
         self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=resume_step + 1, write_to_disk=True)
