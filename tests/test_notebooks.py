@@ -76,7 +76,7 @@ def test_finetune_and_export(place):
     assert f"test accuracy {found['mean']:.4f}" in printed[5] and len(found["values"]) == 2
     assert "image/png" in printed[7]
     labels = [json.loads(line)["label"] for line in printed[9].splitlines() if line.startswith("{")]
-    there = re.findall(r"^(\w[\w ]*) \| ", printed[10], re.M)
+    there = re.findall(r"(\w[\w ]*) \| ", printed[10])
     assert len(labels) == 2 and labels == there
 
 

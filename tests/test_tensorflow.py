@@ -22,8 +22,8 @@ tf = pytest.importorskip("tensorflow", reason="TensorFlow writes and reads its c
 
 # Heads of 64, as the original has it: one here.
 CONFIG = small_config(
-    model={"hidden_size": 64, "num_attention_heads": 1, "generator_hidden_size": 0.5, "hidden_dropout_prob": 0.0,
-           "attention_probs_dropout_prob": 0.0},
+    model={"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 1, "generator_hidden_size": 0.5,
+           "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     train={"num_train_steps": 1000},
     optimizer={"warmup_steps": 10},
 )  # fmt: skip
