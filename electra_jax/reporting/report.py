@@ -149,13 +149,12 @@ def _summary(run: Run) -> str:
     total = run.info.get("planned", {}).get("steps")
     shown = {"step": f"{last['step']:,}" + (f" of {total:,}" if total else "")}
     shown |= {name: f"{last[key]:.3f}" for name, key in _last_figures(last)}
-    speeds = [row["tokens_per_second"] for row in run.rows if row.get("tokens_per_second")]
-    if speeds:
-        shown["tokens a second"] = f"{statistics.median(speeds):,.0f}"
-    if "utilisation" in last:
-        shown["utilisation"] = (
-            f"{statistics.median(row['utilisation'] for row in run.rows if 'utilisation' in row):.1%}"
-        )
+    for name, key, form in (
+        ("tokens a second", "tokens_per_second", "{:,.0f}"),
+        ("utilisation", "utilisation", "{:.1%}"),
+    ):
+        if values := [row[key] for row in run.rows if row.get(key) is not None]:
+            shown[name] = form.format(statistics.median(values))
     if total and last["step"] < total and "seconds_left" in last:
         shown["time left"] = format_seconds(last["seconds_left"])
     cells = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in shown.items())
