@@ -66,8 +66,7 @@ def _task(config: FinetuneConfig, encoder: Encoder, workdir: Path) -> dict[str, 
             try:
                 return seeds.run(job, workdir, _say)
             finally:
-                if report.runs_in(epath.Path(workdir)):
-                    report.write([epath.Path(workdir)], epath.Path(workdir) / "report.html")
+                report.try_write(epath.Path(workdir), _say)
     except filelock.Timeout:
         raise UserError(
             f"--workdir={workdir}: another run is at work there; wait for it, or use another directory"

@@ -9,7 +9,9 @@ def main(argv: list[str]) -> None:
         "electra_jax.report", "Writes WORKDIR/report.html: curves, verdicts, what was run.", with_config=False
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the work directory of a run")
-    parser.add_argument("--compare", nargs="+", default=[], metavar="DIR", help="other runs, laid over it")
+    parser.add_argument(
+        "--compare", nargs="+", action="extend", default=[], metavar="DIR", help="other runs, laid over it"
+    )
     parser.add_argument("--out", metavar="FILE", help="where to (default: report.html in the work directory)")
     args, _ = cli.parse(parser, argv)
     workdir = cli.directory("--workdir", args.workdir)

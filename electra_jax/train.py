@@ -151,9 +151,9 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
         finally:
             reporter.close()
             checkpoints.close()
+            if distributed.is_first():
+                report.try_write(workdir, distributed.say)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is saved, what is left takes no time
-    if distributed.is_first() and report.runs_in(workdir):
-        report.write([workdir], workdir / "report.html")
     if end == loop.End.NOT_FINITE:
         explain_failure(setup, state, start, inputs, workdir)
     return _ended(end, position, workdir)

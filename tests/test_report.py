@@ -71,6 +71,7 @@ class Page(html.parser.HTMLParser):
             self.data = json.loads(data)
         elif tag == "span":
             self.tokens.append((data, attrs.get("class"), attrs["title"]))
+            self.text += data
         elif tag not in ("script", "style"):
             self.text += data
 
@@ -88,9 +89,10 @@ def runs(tmp_path):
         (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
         (workdir / "run.json").write_text(json.dumps({"planned": {"steps": 100}, "devices": {"kind": "<b>cpu"}}))
         (workdir / "config.json").write_text(json.dumps({"seed": int(shift), "train": {"batch_size": 8}}))
-        sequence = [verdicts.Token("<i>", None, 0.1), verdicts.Token("##am", "▁was", 0.9)]
-        verdicts.write(workdir / "verdicts.jsonl", 10, [sequence])
-        verdicts.write(workdir / "verdicts.jsonl", 50, [[*sequence, verdicts.Token("</script>", None, 0.2)]])
+        verdicts.write(workdir / "verdicts.jsonl", 5, [[verdicts.Token("another", None, 0.5)]])  # of another length
+        for step in (10, 50):
+            sequence = [("<i>", None, step / 100), ("##am", "##is", 0.9), ("</script>", None, 0.2)]
+            verdicts.write(workdir / "verdicts.jsonl", step, [[verdicts.Token(*token) for token in sequence]])
     return tmp_path
 
 
@@ -110,17 +112,35 @@ def test_a_page_holds_the_runs_laid_over_each_other(runs, capsys):
     before_everything = page.text.split("What differs")[1].split("everything")[0]
     assert "config.seed" in before_everything and "config.train.batch_size" not in before_everything
     assert "config.train.batch_size" in page.text.split("everything")[1]
-    one = [("<i>", None, "10% replaced"), ("was", "replaced", "90% replaced")]
-    late = [*one, ("</script>", None, "20% replaced")]
-    assert page.tokens == 2 * [*one, *late]
+    rest = [("is", "replaced", "90% replaced"), ("</script>", None, "20% replaced")]
+    early, late = ([("<i>", None, f"{step}% replaced"), *rest] for step in (10, 50))
+    assert page.tokens == 2 * [*early, *late]
 
 
-def test_long_runs_are_thinned(tmp_path):
-    text = "".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, 10_002))
+@pytest.mark.parametrize(
+    ("tokens", "text"), [(["▁Pa", "ris", "▁est", "."], "Paris est."), (["pa", "##ris", "est", "."], "paris est .")]
+)
+def test_words_are_spaced_as_their_tokenizer_marks_them(runs, tokens, text):
+    verdicts.write(runs / "one" / "verdicts.jsonl", 50, [[verdicts.Token(token, None, 0.5) for token in tokens]])
+    report.write([runs / "one"], runs / "page.html")
+    assert f" {text}" in Page((runs / "page.html").read_text()).text.replace("\n", " ")
+
+
+def test_a_report_that_cannot_be_made_is_a_warning(runs, capsys):
+    (runs / "one" / "report.html").mkdir()
+    report.try_write(runs / "one", print)
+    assert "WARNING: no report was made (" in capsys.readouterr().out
+
+
+def test_long_runs_are_thinned_but_for_spikes(tmp_path):
+    values = dict.fromkeys(range(1, 10002), 1.0) | {777: 50.0, 9_000: -3.0}
+    text = "".join(f'{{"step": {step}, "loss": {value}}}\n' for step, value in values.items())
     (tmp_path / "metrics.jsonl").write_text(text)
     report.write([tmp_path], tmp_path / "report.html")
     (line,) = Page((tmp_path / "report.html").read_text()).data["groups"][0]["charts"][0]["lines"]
-    assert 1000 < len(line["steps"]) <= 2000 and line["steps"][0] == 1
+    steps, kept = line["steps"], dict(zip(line["steps"], line["values"]))
+    assert 1000 < len(steps) <= 2001 and steps == sorted(set(steps)) and (steps[0], steps[-1]) == (1, 10_001)
+    assert kept[777] == 50 and kept[9_000] == -3
 
 
 def test_a_directory_without_a_run(tmp_path):
@@ -155,7 +175,8 @@ def test_weights_and_biases_gets_every_figure(tmp_path, monkeypatch):
     for start in (0, 2):
         writer = writers.WeightsAndBiases("p", workdir, start, {"seed": 7})
         for step in (start + 1, start + 2):
-            writer.write(step, {"loss": step / 4, "eval/disc_auc": 0.5})
+            writer.write(step, {"loss": step / 4})
+        writer.write(start + 2, {"eval/disc_auc": 0.5})  # an evaluation that is made up for
         writer.close()
         ids.append((workdir / "wandb_id").read_text())
         time.sleep(1.1)  # a folder is named by the second
@@ -167,8 +188,9 @@ def test_weights_and_biases_gets_every_figure(tmp_path, monkeypatch):
             record = wandb_internal_pb2.Record.FromString(data)
             if record.HasField("history"):
                 row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
-                found[row["_step"]] = row.get("train/loss"), row.get("eval/disc_auc")
-    assert found == {step: (step / 4, 0.5) for step in (1, 2, 3, 4)}
+                found.setdefault(row.pop("step"), {}).update({k: v for k, v in row.items() if "/" in k})
+    evaluated = {"eval/disc_auc": 0.5}
+    assert found == {step: {"train/loss": step / 4} | (evaluated if step % 2 == 0 else {}) for step in (1, 2, 3, 4)}
 
 
 def test_weights_and_biases_that_is_not_there(monkeypatch):

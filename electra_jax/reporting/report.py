@@ -9,11 +9,10 @@ import importlib.resources
 import json
 import statistics
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
-from plotly.offline import get_plotlyjs
 
 from electra_jax import storage
 from electra_jax.errors import UserError
@@ -72,7 +71,7 @@ class Run(NamedTuple):
 
 def runs_in(workdir: epath.Path) -> list[epath.Path]:
     """What there is to report: the work directory of a run, or the seeds in that of a fine-tuning."""
-    places = [workdir, *sorted(workdir.glob("seed-*"))]
+    places = [workdir, *sorted(workdir.glob("seed-*"), key=lambda path: (len(path.name), path.name))]
     return [place for place in places if rows(place / "metrics.jsonl")]
 
 
@@ -89,8 +88,19 @@ def write(workdirs: Sequence[epath.Path], path: epath.Path) -> None:
     storage.write(path, page([_read(run) for runs in found for run in runs]))
 
 
+def try_write(workdir: epath.Path, say: Callable[[str], None]) -> None:
+    """Writes `report.html` of a run that ends, where there is anything to report: it must not cost the run its end."""
+    try:
+        if runs_in(workdir):
+            write([workdir], workdir / "report.html")
+    except Exception as error:  # a full disk, a bucket that cannot be reached
+        say(f"WARNING: no report was made ({type(error).__name__}: {error})")
+
+
 def page(runs: Sequence[Run]) -> str:
     """The page, as HTML."""
+    from plotly.offline import get_plotlyjs  # here: runs start without it
+
     named = [{"name": run.name, "color": _COLORS[i % len(_COLORS)]} for i, run in enumerate(runs)]
     data = json.dumps({"runs": named, "groups": _charts(runs)}, separators=(",", ":")).replace("</", "<\\/")
     template = (importlib.resources.files("electra_jax.reporting") / "report.html").read_text()
@@ -109,7 +119,9 @@ def _read(workdir: epath.Path) -> Run:
     found = rows(workdir / "metrics.jsonl")
 
     def read(name: str) -> dict[str, Any]:
-        return json.loads((workdir / name).read_text()) if (workdir / name).exists() else {}
+        # A seed's configuration is that of all.
+        places = [workdir / name, *([workdir.parent / name] if workdir.name.startswith("seed-") else [])]
+        return next((json.loads(path.read_text()) for path in places if path.exists()), {})
 
     name = "/".join(workdir.parts[-2:])
     return Run(name, found, read("run.json"), read("config.json"), verdicts.read(workdir / "verdicts.jsonl"))
@@ -134,11 +146,23 @@ def _lines(runs: Sequence[Run], name: str) -> Iterator[dict[str, Any]]:
     for index, run in enumerate(runs):
         for key, how in ((name, "training"), (f"eval/{name}", "held out")):
             points = [(row["step"], row[key]) for row in run.rows if key in row]
-            points = points[:: -(-len(points) // _POINTS) or 1]
+            points = _thinned(points)
             if points:
                 steps, values = zip(*points, strict=True)
                 title = how if len(runs) == 1 else f"{run.name}, {how}"
                 yield {"run": index, "name": title, "held_out": how == "held out", "steps": steps, "values": values}
+
+
+def _thinned(points: list[tuple[int, float | None]]) -> list[tuple[int, float | None]]:
+    """At most `_POINTS` of them: of each stretch the least and the greatest, so that no spike is lost, and the last."""
+    width = -(-2 * len(points) // _POINTS)
+    if len(points) <= _POINTS:
+        return points
+    found = []
+    for first in range(0, len(points), width):
+        stretch = sorted(points[first : first + width], key=lambda point: (point[1] is None, point[1] or 0))
+        found += sorted({stretch[0], stretch[-1]})
+    return [*found, points[-1]] if found[-1] != points[-1] else found
 
 
 def _summary(run: Run) -> str:
@@ -164,7 +188,16 @@ def _summary(run: Run) -> str:
 
 
 def _last_figures(last: dict[str, float]) -> Iterator[tuple[str, str]]:
-    for name in ("masked_lm_loss", "masked_lm_accuracy", "disc_loss", "disc_auc"):
+    for name in (
+        "masked_lm_loss",
+        "masked_lm_accuracy",
+        "disc_loss",
+        "disc_auc",
+        "accuracy",
+        "f1",
+        "span_f1",
+        "spearman",
+    ):
         if f"eval/{name}" in last:
             yield f"{name}, held out", f"eval/{name}"
         elif name in last:
@@ -175,25 +208,34 @@ def _verdicts(run: Run) -> str:
     """The first and the last verdicts on the same text."""
     if not run.verdicts:
         return ""
-    steps = sorted({min(run.verdicts), max(run.verdicts)})
+    late = max(run.verdicts)
+    text = _text(run.verdicts[late])
+    # Another length, by a curriculum, has other text.
+    early = min(step for step, sequences in run.verdicts.items() if _text(sequences) == text)
+    steps = sorted({early, late})
     parts = [
         f"<h2>What the discriminator says: {html.escape(run.name)}</h2>",
         '<p class="soft">The more red, the more the discriminator takes a token for replaced. Framed: the generator did replace '
         "it, with the original struck through behind. Held-out text, the same at every step.</p>",
     ]
+    is_sentencepiece = any(token.startswith("▁") for tokens in text for token in tokens)
     for number in range(min(len(run.verdicts[step]) for step in steps)):
         parts.append('<div class="card early">')
         for step in steps:
-            tokens = "".join(map(_token, run.verdicts[step][number]))
+            tokens = "".join(_token(token, is_sentencepiece) for token in run.verdicts[step][number])
             parts.append(f'<p class="soft">step {step:,}</p><p class="text">{tokens}</p>')
         parts.append("</div>")
     return "".join(parts)
 
 
-def _token(token: verdicts.Token) -> str:
+def _text(sequences: Sequence[Sequence[verdicts.Token]]) -> list[list[str]]:
+    return [[token.text for token in tokens] for tokens in sequences]
+
+
+def _token(token: verdicts.Token, is_sentencepiece: bool) -> str:
     text = token.replacement or token.text
-    # WordPiece marks what goes on a word, SentencePiece what begins one.
-    space = "" if text.startswith("##") else " "
+    # SentencePiece marks what begins a word, WordPiece what goes on with one.
+    space = " " if text.startswith("▁") or not (is_sentencepiece or text.startswith("##")) else ""
     kind = "" if token.replacement is None else ' class="replaced"'
     before = f" <s>{html.escape(_bare(token.text))}</s>" if token.replacement else ""
     style = f'style="--p:{token.probability * 0.85:.2f}" title="{token.probability:.0%} replaced"'

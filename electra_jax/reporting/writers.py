@@ -143,9 +143,13 @@ class WeightsAndBiases:
         self._run = wandb.init(
             project=project, id=known.read_text(), name=name, resume="allow", dir=local, config=dict(config)
         )
+        self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        self._run.log({name if "/" in name else f"train/{name}": value for name, value in figures.items()}, step=step)
+        # Not as W&B's own step, which never goes back: a resumed run repeats steps, and makes up for evaluations.
+        self._run.log(
+            {"step": step, **{name if "/" in name else f"train/{name}": value for name, value in figures.items()}}
+        )
 
     def flush(self) -> None:
         pass
@@ -156,7 +160,7 @@ class WeightsAndBiases:
 
 def require_wandb(project: str) -> None:
     """Raises `UserError` where `project` asks for what is not installed."""
-    if project and importlib.util.find_spec("wandb") is None:
+    if project and getattr(importlib.util.find_spec("wandb"), "origin", None) is None:
         raise UserError(f"config.reporting.wandb_project={project!r} needs an extra: pip install 'electra_jax[wandb]'")
 
 
