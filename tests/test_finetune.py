@@ -273,6 +273,7 @@ BAD = [
     (["--init=pretrained", "--config.task.metric=f2"], "config.task.metric='f2' cannot work"),
     (["--init=pretrained", "--config.task.path="], "config.task.path='' cannot work"),
     (["--init=pretrained", "--config.train.batch_size=0"], "config.train.batch_size=0 cannot work"),
+    (["--init=pretrained", "--config.reporting.wandb_project=p"], "config.reporting.wandb_project='p' cannot work"),
 ]
 
 
