@@ -201,6 +201,7 @@ _NOT_NEGATIVE = {
     "weight_decay",
     "max_records",
     "keep_period",
+    "profile_steps",
     "hang_timeout",
     "near_duplicates",
 }
