@@ -1,5 +1,6 @@
 """Shared fixtures. Tests run on eight simulated CPU devices; most use one of them."""
 
+import importlib.metadata
 import itertools
 import json
 import os
@@ -9,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Compiling takes most of the tests' time, and the programs run for a moment only: not optimised, they come sooner.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+_QUICK = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib") < "0.11":  # a third of the time; later ones no longer have the choice
+    _QUICK += " --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {_QUICK}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
@@ -151,6 +153,6 @@ def process_env(extra: dict[str, str] | None = None) -> dict[str, str]:
     """The environment of a run: one device, the package importable, compiled programs shared and, as here, not optimised."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     cache = {"JAX_COMPILATION_CACHE_DIR": str(_CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    cache["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    cache["XLA_FLAGS"] = _QUICK
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**kept, **cache, "PYTHONPATH": path, **(extra or {})}

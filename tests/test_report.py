@@ -1,7 +1,11 @@
 """The page of a run, and what else figures go to: verdicts, Weights & Biases."""
 
+import html
 import html.parser
 import json
+import re
+import shutil
+import subprocess
 import time
 
 import numpy as np
@@ -141,6 +145,45 @@ def test_long_runs_are_thinned_but_for_spikes(tmp_path):
     steps, kept = line["steps"], dict(zip(line["steps"], line["values"]))
     assert 1000 < len(steps) <= 2001 and steps == sorted(set(steps)) and (steps[0], steps[-1]) == (1, 10_001)
     assert kept[777] == 50 and kept[9_000] == -3
+
+
+BROWSER = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")), None)
+# The page in a frame of some width, used as a reader uses it from outside; what is seen then stands in <pre>.
+READER = """<iframe src="%s" width="%d" height="4000"></iframe><pre></pre><script>
+onload = async () => {
+  const view = document.querySelector("iframe").contentWindow, page = view.document;
+  const drawn = () => [...page.querySelectorAll(".plot")].map((plot) => plot.querySelectorAll(".scatterlayer .trace").length);
+  const settled = () => new Promise((resolve) => setTimeout(resolve, 200));
+  const found = { names: [...page.querySelectorAll("#charts h3")].map((name) => name.textContent), wide: page.body.scrollWidth };
+  found.back = view.getComputedStyle(page.body).backgroundColor;
+  await settled();
+  found.lines = [drawn()];
+  for (const box of [1, 1, 0]) {
+    page.querySelectorAll("#runs input")[box].click();
+    await settled();
+    found.lines.push(drawn());
+  }
+  document.querySelector("pre").textContent = JSON.stringify(found);
+};
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
+def test_a_reader_sees_the_curves_and_hides_a_run(runs, width, dark):
+    report.write([runs / "one", runs / "two"], runs / "report.html")
+    (runs / "reader.html").write_text(READER % ("report.html", width))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    options += ["--allow-file-access-from-files", f"--user-data-dir={runs / 'browser'}", "--virtual-time-budget=20000"]
+    command = [BROWSER, *options, f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--dump-dom"]
+    done = subprocess.run([*command, f"file://{runs / 'reader.html'}"], capture_output=True, text=True, timeout=120)
+    found = json.loads(html.unescape(re.search("<pre>(.+)</pre>", done.stdout).group(1)))
+    assert found["names"] == ["loss", "disc_auc", "tokens_per_second", "seconds_left", "probe_f1"]
+    assert found["wide"] <= width  # nothing to be scrolled to the side
+    assert max(map(int, re.findall(r"\d+", found["back"]))) < 60 if dark else found["back"] == "rgb(255, 255, 255)"
+    both, one = [2] * 5, [1] * 5
+    assert found["lines"] == [both, one, both, one]
 
 
 def test_a_directory_without_a_run(tmp_path):
