@@ -13,8 +13,10 @@ LONG = ["--config.train.num_train_steps=100000", "--config.evaluation.interval_s
 
 
 def make_place(folder: Path, corpus_file: Path) -> Path:
-    """A folder with a configuration file; data sets made there are shared by the runs."""
-    config_file(folder / "small.py", {**SMALL, "data": {**SMALL["data"], "source": str(corpus_file)}})
+    """A folder with a configuration file; data sets made there are shared by the runs, and programs by those of any length."""
+    values = {**SMALL, "data": {**SMALL["data"], "source": str(corpus_file)}}
+    values["optimizer"] = {**SMALL["optimizer"], "schedule": "wsd"}
+    config_file(folder / "small.py", values)
     return folder
 
 

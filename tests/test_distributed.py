@@ -56,11 +56,10 @@ def test_one_process_gives_the_same(place, four):
 
 def test_from_four_to_two_to_one(place, four):
     """Each goes on from the last one's checkpoint; the figures are those of the run that was not stopped."""
-    steps = ["--config.train.num_train_steps=20", "--config.optimizer.schedule=linear"]
-    two = Group(place, "two", 2, *MESH, *steps, f"--branch={four.workdir}@10")
+    two = Group(place, "two", 2, *MESH, f"--branch={four.workdir}@10")
     two.wait_for(lambda: (two.workdir / "checkpoints" / "15").exists())
     two.kill()
-    one = Group(place, "two", 1, "--config.mesh.tensor=2", *steps)
+    one = Group(place, "two", 1, "--config.mesh.tensor=2")
     assert one.wait() == [0], one.texts()
     assert f"going on from {place / 'two' / 'checkpoints'}" in one.texts()[0]
     by_step = {row["step"]: row for row in numbers(metrics(four.workdir))}

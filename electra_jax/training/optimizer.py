@@ -30,7 +30,8 @@ def learning_rate(step: jax.Array, config: Config) -> jax.Array:
         case "cosine":
             decay = 0.5 * (1 + jnp.cos(jnp.pi * done))
         case "wsd":
-            decay = (end - step) / max(1, settings.cooldown_steps)
+            # Without a cooldown the end is in no program: a run that is made longer need not compile again.
+            decay = (end - step) / settings.cooldown_steps if settings.cooldown_steps else 1
     return settings.learning_rate * warmup * jnp.clip(decay, 0, 1)
 
 
