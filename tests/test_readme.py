@@ -7,12 +7,15 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import typing
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, config_file, run_module
+import task_data
+import zstandard
+from conftest import ROOT, SMALL, config_file, embedded_documents, process_env, run_module
 
 from electra_jax import cli
 from electra_jax.config import Config
@@ -112,6 +115,104 @@ def test_links_lead_somewhere():
             assert target[1:] in anchors, target
         elif not target.startswith("http"):
             assert (ROOT / target).exists(), target
+
+
+# One process for all, as starting takes longer than most of them: each as its command line would be run.
+RUN_ALL = """
+import importlib, json, sys
+from electra_jax import cli
+for words in json.load(open("commands.json")):
+    sys.argv = words
+    if "<" in words:
+        sys.stdin = open(words.pop())
+        words.pop()
+    try:
+        cli.run(importlib.import_module(words[0]).main)
+    except SystemExit as end:
+        print("ended:", json.dumps([words, end.code]), flush=True)
+        if end.code:
+            break
+"""
+# Later words on a command line win. What was imported has its own sizes.
+SIZES = [
+    f"--config.{section}.{name}={value}"
+    for section in ("data", "model", "train", "evaluation", "checkpoint")
+    for name, value in SMALL[section].items()
+    if name not in ("num_train_steps", "max_position_embeddings")  # fine-tuning takes longer texts
+]
+SMALL_FORM = {
+    "train": [*SIZES, "--config.tokenizer.vocab_size=512", "--config.optimizer.cooldown_steps=0"],
+    "prepare": [*SIZES, "--config.tokenizer.vocab_size=512"],
+    "benchmark": [*SIZES, "--config.tokenizer.vocab_size=512"],
+    "compile": [*SIZES, "--config.train.batch_size=16"],
+    "finetune": ["--config.train.epochs=1", "--config.optimizer.learning_rate=1e-3", "--config.max_restarts=0"],
+}
+# The other side of these names is the Hub and the memory of a large slice.
+ELSEWHERE = {
+    "google/electra-small-discriminator": "exported/discriminator",
+    "google/electra-small-generator": "exported/generator",
+    "v5e:16x16": "v5e:2x2",
+}
+
+
+def small_form(command: str, is_first: bool) -> list[str]:
+    """The words of a command of the README as the test runs it."""
+    for name, other in ELSEWHERE.items():
+        command = command.replace(name, other)
+    if "corpus/*.jsonl.zst" in command:  # the other runs/mine is imported
+        command = command.replace("runs/mine", "runs/mine_first")
+    words = shlex.split(command)[2:]
+    name = words[0].removeprefix("electra_jax.")
+    more = list(SMALL_FORM.get(name, ()))
+    if name == "train":
+        steps = 30 if "probe" in command else 20  # the probe is of a run that goes on
+        more += [f"--config.train.num_train_steps={steps}", "--config.optimizer.warmup_steps=5"]
+        more += ["--config.probe.interval_steps=10"] if "probe" in command else []
+    if "runs/mine/config.py" in command:
+        more = [word for word in more if ".model." not in word and "vocab_size" not in word]
+    if name == "finetune" and is_first:
+        more.append("--workdir=runs/judged")  # both would go to the same place
+    return [*words, *more] if "<" not in words else words
+
+
+@pytest.mark.slow
+def test_the_commands_run_from_french_text_to_transformers(tmp_path):
+    """In the README's order, each on what those before it left: all but `growth` (hours) and those of a bucket."""
+    import transformers
+
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "french.py").write_text(re.search(r"```python\n(# french.py.*?)```", TEXT, re.S).group(1))
+    texts = embedded_documents(300)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "fr.jsonl").write_text(lines)
+    (tmp_path / "corpus" / "a.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
+    (tmp_path / "corpus" / "a.txt").write_text("\n\n".join(texts))
+    (tmp_path / "text.jsonl").write_text(lines)
+    (tmp_path / "text.txt").write_text("Good! A text.\nBad? Another.\n")
+    (tmp_path / "pairs.jsonl").write_text('{"sentence_good": "It is a city.", "sentence_bad": "It a is city."}\n')
+    task_data.make(tmp_path / "FOLDER", "classification")
+    for name in ("other", "third"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "metrics.jsonl").write_text('{"step": 2, "loss": 3.0}\n')
+
+    all_commands, words = commands(), []
+    for command in all_commands:
+        is_mention = "..." in command or "[" in command or " --" not in command or "--find_batch" in command
+        if is_mention or "gs://" in command or "electra_jax.growth" in command:
+            continue
+        words.append(small_form(command, not any("finetune" in other[0] for other in words)))
+    (tmp_path / "commands.json").write_text(json.dumps(words))
+    (tmp_path / "run_all.py").write_text(RUN_ALL)
+    done = subprocess.run(
+        [sys.executable, "run_all.py"], cwd=tmp_path, env=process_env(), capture_output=True, text=True, timeout=900
+    )
+    ended = [
+        json.loads(line.removeprefix("ended: ")) for line in done.stdout.splitlines() if line.startswith("ended: ")
+    ]
+    assert [status for _, status in ended] == [0] * len(words), (ended[-1], done.stdout[-2000:], done.stderr[-3000:])
+    model = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "french-electra" / "discriminator")
+    assert model.config.model_type == "electra"
 
 
 @pytest.mark.slow
