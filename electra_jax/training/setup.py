@@ -165,7 +165,7 @@ class Program:
 
     def init(self, params: Params | None = None) -> TrainState:
         """The state before the first step."""
-        return init_state(self.config, self.architecture, self.mesh, params)
+        return init_state(self.config, self.architecture, self.abstract, params)
 
     def place(self, batches: Iterable[Any], batch_size: int) -> Iterator[Any]:
         """Batches of this process's rows, as global arrays on the mesh."""

@@ -1,5 +1,6 @@
 """What a step changes: parameters, optimizer, step count."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +45,7 @@ def new_state(config: Config, architecture: Architecture, params: Params | None 
 
 def abstract_state(config: Config, architecture: Architecture, mesh: Mesh) -> TrainState:
     """The state as shapes with shardings: what jit, restore and compile need to know of it."""
-    shapes = jax.eval_shape(lambda: new_state(config, architecture))
+    shapes = jax.eval_shape(functools.partial(new_state, config, architecture), architecture.shapes)
     params = partitioning.parameter_shardings(architecture.axes, architecture.shapes, mesh)
     replicated = partitioning.replicated(mesh)
 
@@ -61,7 +62,9 @@ def abstract_state(config: Config, architecture: Architecture, mesh: Mesh) -> Tr
     )
 
 
-def init_state(config: Config, architecture: Architecture, mesh: Mesh, params: Params | None = None) -> TrainState:
-    """The state before the first step, made in place on the mesh."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, architecture, mesh))
-    return jax.jit(lambda given: new_state(config, architecture, given), out_shardings=shardings)(params)
+def init_state(
+    config: Config, architecture: Architecture, abstract: TrainState, params: Params | None = None
+) -> TrainState:
+    """The state before the first step, made in place as `abstract` lays it out."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(functools.partial(new_state, config, architecture), out_shardings=shardings)(params)
