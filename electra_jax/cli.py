@@ -15,7 +15,7 @@ from etils import epath
 
 from electra_jax import config_loading, config_values, storage
 from electra_jax.config import Config
-from electra_jax.errors import RunFailed, UserError
+from electra_jax.errors import RunFailed, UserError, missing_extra
 from electra_jax.tasks import config as task_config
 from electra_jax.tasks.config import FinetuneConfig
 
@@ -167,7 +167,7 @@ def directory(name: str, value: str) -> epath.Path:
     if not value.startswith("gs://"):
         raise UserError(f"{name}={value}: of remote storage, gs://BUCKET/PATH alone is supported")
     if importlib.util.find_spec("gcsfs") is None:
-        raise UserError(f"{name}={value} needs an extra: pip install 'electra_jax[gcs]'")
+        raise missing_extra(f"{name}={value}", "gcs")
     return epath.Path(value)
 
 

@@ -1,4 +1,4 @@
-"""The one exception a user's own mistake may end in."""
+"""The exceptions that end in one line."""
 
 
 class UserError(Exception):
@@ -6,6 +6,11 @@ class UserError(Exception):
 
     Command lines print the message without a traceback and exit with status 2 (`electra_jax.cli`).
     """
+
+
+def missing_extra(what: str, extra: str) -> UserError:
+    """The error of a setting, `what`, whose packages are those of an extra that is not installed."""
+    return UserError(f"{what} needs an extra: pip install 'electra_jax[{extra}]'")
 
 
 class RunFailed(Exception):

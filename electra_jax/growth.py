@@ -17,7 +17,7 @@ from etils import epath
 from electra_jax import cli, memory
 from electra_jax.analysis.flops import step_flops
 from electra_jax.config import Config, MeshConfig
-from electra_jax.errors import UserError
+from electra_jax.errors import missing_extra
 from electra_jax.objectives.layout import TokenIds
 from electra_jax.training.setup import Setup, mesh_of
 
@@ -134,7 +134,7 @@ def _require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UserError("--plot needs an extra: pip install 'electra_jax[plots]'") from None
+        raise missing_extra("--plot", "plots") from None
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ def main(argv: list[str]) -> None:
     workdir = cli.directory("--workdir", args.workdir)
     others = [cli.directory("--compare", other) for other in args.compare]
     out = cli.directory("--out", args.out) if args.out else workdir / "report.html"
+    if args.out:
+        cli.make_directory("--out", out.parent)
     report.write([workdir, *others], out)
     print(f"written: {out}")
 

@@ -137,10 +137,9 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
 
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     reporter = _reporter(setup, inputs, workdir, start, info)
-    step_fn = memory.settled(setup.train_step)
-    if distributed.is_first():
-        step_fn = profiled(step_fn, config.reporting.profile_steps, workdir / "profile", reporter.console.say)
-    with Interrupts(mesh, config.train.hang_timeout) as interrupts:
+    profile_steps = config.reporting.profile_steps if distributed.is_first() else 0
+    profiling = profiled(memory.settled(setup.train_step), profile_steps, workdir / "profile", reporter.console.say)
+    with Interrupts(mesh, config.train.hang_timeout) as interrupts, profiling as step_fn:
         try:
             end, state, position = loop.train(
                 config, state, start, step_fn, inputs.training(start),

@@ -130,6 +130,14 @@ def test_words_are_spaced_as_their_tokenizer_marks_them(runs, tokens, text):
     assert f" {text}" in Page((runs / "page.html").read_text()).text.replace("\n", " ")
 
 
+def test_runs_of_the_same_name_are_told_apart(runs, capsys):
+    shutil.copytree(runs / "one", runs / "again" / runs.name / "one")
+    out = runs / "absent" / "page.html"
+    command.main([f"--workdir={runs / 'one'}", "--compare", str(runs / "again" / runs.name / "one"), f"--out={out}"])
+    names = [run["name"] for run in Page(out.read_text()).data["runs"]]
+    assert names == [f"{runs.parent.name}/{runs.name}/one", f"again/{runs.name}/one"]
+
+
 def test_a_report_that_cannot_be_made_is_a_warning(runs, capsys):
     (runs / "one" / "report.html").mkdir()
     report.try_write(runs / "one", print)
@@ -234,6 +242,19 @@ def test_weights_and_biases_gets_every_figure(tmp_path, monkeypatch):
                 found.setdefault(row.pop("step"), {}).update({k: v for k, v in row.items() if "/" in k})
     evaluated = {"eval/disc_auc": 0.5}
     assert found == {step: {"train/loss": step / 4} | (evaluated if step % 2 == 0 else {}) for step in (1, 2, 3, 4)}
+
+
+def test_weights_and_biases_that_cannot_be_reached(tmp_path, monkeypatch):
+    import wandb
+
+    def refuse(**options):
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    from etils import epath
+
+    with pytest.raises(UserError, match=r"wandb_project='p': UsageError: No API key configured\.; WANDB_MODE=offline"):
+        writers.WeightsAndBiases("p", epath.Path(tmp_path), 0, {})
 
 
 def test_weights_and_biases_that_is_not_there(monkeypatch):

@@ -2,12 +2,15 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from electra_jax.objectives.losses import Mean
 from electra_jax.reporting.health import Health
+from electra_jax.reporting.profile import profiled
 from electra_jax.reporting.reporter import NotFinite, Reporter
 from electra_jax.reporting.writers import Console, JsonLines
 
@@ -121,3 +124,15 @@ def test_held_out_figures_of_a_step_that_was_left_out():
     assert recorder.rows[2]["loss"] == 2 and recorder.rows[3] == {"eval/loss": 7.0}
     made.flush(5, lambda: {"loss": 6.0})
     assert recorder.rows[5] == {"eval/loss": 6.0}
+
+
+@pytest.mark.parametrize(
+    ("calls", "said"), [(30, "profiled 3 steps"), (12, "profiled 2 steps"), (10, "nothing was profiled")]
+)
+def test_a_profile_window_that_a_run_ends_in_leaves_what_there_is(tmp_path, calls, said):
+    messages = []
+    with profiled(jax.jit(lambda x: x + 1), 3, epath.Path(tmp_path / "profile"), messages.append) as step_fn:
+        for number in range(calls):
+            assert step_fn(number) == number + 1
+    assert len(messages) == 1 and said in messages[0]
+    assert bool(list(tmp_path.rglob("*.xplane.pb"))) == (calls > 10)

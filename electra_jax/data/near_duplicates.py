@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from electra_jax.data.survey import Dropped, Survey, read_array, write_array
-from electra_jax.errors import UserError
+from electra_jax.errors import missing_extra
 
 _PERMUTATIONS, _SEED, _SCHEME = 128, 1, "affine32"
 _SHINGLE = 5
@@ -53,7 +53,7 @@ def check_installed() -> None:
     try:
         import datasketch  # noqa: F401
     except ImportError:
-        raise UserError("config.data.near_duplicates needs an extra: pip install 'electra_jax[dedup]'") from None
+        raise missing_extra("config.data.near_duplicates", "dedup") from None
 
 
 def drop(signatures: Sequence[Signatures], threshold: float, directories: Sequence[epath.Path]) -> list[Dropped]:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import tqdm
 
-from electra_jax.errors import UserError
+from electra_jax.errors import UserError, missing_extra
 
 Say = Callable[[str], None]
 
@@ -93,7 +93,7 @@ def beam(options: str) -> Runner:
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
-        raise UserError("--beam needs an extra: pip install 'electra_jax[beam]'") from None
+        raise missing_extra("--beam", "beam") from None
 
     def run(stage: Stage, shards: int, what: str) -> None:
         left = missing(stage, shards)

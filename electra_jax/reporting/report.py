@@ -6,10 +6,12 @@ Everything is read from work directories, so the page can be made at any time, a
 import datetime
 import html
 import importlib.resources
+import itertools
 import json
 import statistics
 import string
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -62,17 +64,17 @@ _GROUPS = {
 class Run(NamedTuple):
     """What a work directory says of its run."""
 
-    name: str
+    name: str  # its work directory
     rows: list[dict[str, Any]]  # of metrics.jsonl
     info: dict[str, Any]  # run.json
     config: dict[str, Any]
     verdicts: dict[int, list[list[verdicts.Token]]]
 
 
-def runs_in(workdir: epath.Path) -> list[epath.Path]:
-    """What there is to report: the work directory of a run, or the seeds in that of a fine-tuning."""
+def runs_in(workdir: epath.Path) -> list[Run]:
+    """What there is to report: of the work directory of a run, or of the seeds in that of a fine-tuning."""
     places = [workdir, *sorted(workdir.glob("seed-*"), key=lambda path: (len(path.name), path.name))]
-    return [place for place in places if rows(place / "metrics.jsonl")]
+    return [run for run in map(_read, places) if run.rows]
 
 
 def write(workdirs: Sequence[epath.Path], path: epath.Path) -> None:
@@ -85,14 +87,14 @@ def write(workdirs: Sequence[epath.Path], path: epath.Path) -> None:
     for workdir, runs in zip(workdirs, found, strict=True):
         if not runs:
             raise UserError(f"{workdir}: no figures are there to report; it must be the work directory of a run")
-    storage.write(path, page([_read(run) for runs in found for run in runs]))
+    storage.write(path, page([run for runs in found for run in runs]))
 
 
 def try_write(workdir: epath.Path, say: Callable[[str], None]) -> None:
     """Writes `report.html` of a run that ends, where there is anything to report: it must not cost the run its end."""
     try:
-        if runs_in(workdir):
-            write([workdir], workdir / "report.html")
+        if runs := runs_in(workdir):
+            storage.write(workdir / "report.html", page(runs))
     except Exception as error:  # a full disk, a bucket that cannot be reached
         say(f"WARNING: no report was made ({type(error).__name__}: {error})")
 
@@ -101,6 +103,7 @@ def page(runs: Sequence[Run]) -> str:
     """The page, as HTML."""
     from plotly.offline import get_plotlyjs  # here: runs start without it
 
+    runs = _told_apart(runs)
     named = [{"name": run.name, "color": _COLORS[i % len(_COLORS)]} for i, run in enumerate(runs)]
     data = json.dumps({"runs": named, "groups": _charts(runs)}, separators=(",", ":")).replace("</", "<\\/")
     template = (importlib.resources.files("electra_jax.reporting") / "report.html").read_text()
@@ -123,8 +126,16 @@ def _read(workdir: epath.Path) -> Run:
         places = [workdir / name, *([workdir.parent / name] if workdir.name.startswith("seed-") else [])]
         return next((json.loads(path.read_text()) for path in places if path.exists()), {})
 
-    name = "/".join(workdir.parts[-2:])
-    return Run(name, found, read("run.json"), read("config.json"), verdicts.read(workdir / "verdicts.jsonl"))
+    if not found:
+        return Run(str(workdir), [], {}, {}, {})
+    return Run(str(workdir), found, read("run.json"), read("config.json"), verdicts.read(workdir / "verdicts.jsonl"))
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """`runs`, named by the last two parts of their paths, or by as many more as it takes to tell them apart."""
+    parts = {run.name: Path(run.name).parts for run in runs}
+    count = next(n for n in itertools.count(2) if len({path[-n:] for path in parts.values()}) == len(parts))
+    return [run._replace(name="/".join(parts[run.name][-count:])) for run in runs]
 
 
 def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:

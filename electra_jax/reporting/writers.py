@@ -13,7 +13,7 @@ import tqdm
 from etils import epath
 
 from electra_jax import storage
-from electra_jax.errors import UserError
+from electra_jax.errors import UserError, missing_extra
 
 # The figures of the console line, in its order, with their form.
 _SHOWN = {
@@ -140,9 +140,15 @@ class WeightsAndBiases:
             storage.write(known, secrets.token_hex(8))
         local = tempfile.gettempdir() if storage.is_remote(workdir) else str(workdir)
         name = "/".join(workdir.parts[-2:])
-        self._run = wandb.init(
-            project=project, id=known.read_text(), name=name, resume="allow", dir=local, config=dict(config)
-        )
+        try:
+            self._run = wandb.init(
+                project=project, id=known.read_text(), name=name, resume="allow", dir=local, config=dict(config)
+            )
+        except (wandb.errors.Error, OSError) as error:  # no network, no key
+            raise UserError(
+                f"config.reporting.wandb_project={project!r}: {type(error).__name__}: {error}; WANDB_MODE=offline in the "
+                f"environment keeps the figures in {local}/wandb, for `wandb sync`"
+            ) from None
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
@@ -161,7 +167,7 @@ class WeightsAndBiases:
 def require_wandb(project: str) -> None:
     """Raises `UserError` where `project` asks for what is not installed."""
     if project and getattr(importlib.util.find_spec("wandb"), "origin", None) is None:
-        raise UserError(f"config.reporting.wandb_project={project!r} needs an extra: pip install 'electra_jax[wandb]'")
+        raise missing_extra(f"config.reporting.wandb_project={project!r}", "wandb")
 
 
 class Console:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from electra_jax.errors import UserError
+from electra_jax.errors import UserError, missing_extra
 from electra_jax.interop.weights import read_json
 from electra_jax.tasks.config import TaskConfig
 
@@ -225,9 +225,7 @@ def _tfds_builder(name: str) -> Any:
         builder.download_and_prepare()
         return builder
     except ImportError:
-        raise UserError(
-            f"config.task.path=tfds:{name} has to be prepared, which needs an extra: pip install 'electra_jax[tensorflow]'"
-        ) from None
+        raise missing_extra(f"config.task.path=tfds:{name} has to be prepared, which", "tensorflow") from None
     except Exception as error:  # whatever a builder and its download raise
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"config.task.path=tfds:{name} cannot be had: {first[:300]}") from None
