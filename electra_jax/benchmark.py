@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     )
     if prepared.returncode:
         sys.exit(prepared.returncode)
-    memory.keep_freed()
+    memory.set_up()
     cli.use_compilation_cache(epath.Path("runs") / "compilation_cache")
     figures = benchmark(config, args.steps)
     for name, value in figures.items():

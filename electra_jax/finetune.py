@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     encoder = encoders.load(args.init)
     encoder = encoder.fresh() if args.random_weights else encoder
     workdir = cli.local_path("--workdir", args.workdir or f"runs/finetune-{_name(args.config, config)}").absolute()
-    memory.keep_freed()
+    memory.set_up()
     cli.use_compilation_cache(workdir.parent / "compilation_cache")
     signal.signal(signal.SIGTERM, cli.end_before_first_step)
     try:

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     if args.plot:
         _require_matplotlib()  # before minutes of work
     config = cli.load_config(args.config, overrides)
-    memory.keep_freed()
+    memory.set_up()
     cli.use_compilation_cache(epath.Path("runs") / "compilation_cache")
     rows = []
     for point in points(config):

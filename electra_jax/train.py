@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     args, overrides = cli.parse(parser, argv)
     config = cli.load_config(args.config, overrides)
     workdir = cli.directory("--workdir", args.workdir or f"runs/{Path(args.config).stem}")
-    memory.keep_freed()
+    memory.set_up()
     cli.use_compilation_cache(workdir.parent / "compilation_cache")
     distributed.join(args, config)
     signal.signal(signal.SIGTERM, cli.end_before_first_step)
