@@ -118,7 +118,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
     distributed.check_same(prepared.digest, "the data set")
     if saved and saved.data and saved.data != prepared.digest:
         raise UserError(
-            f"{origin} was trained on other data than {prepared.directories[0]} holds ( {saved.data}, now {prepared.digest}), "
+            f"{origin} was trained on other data than {prepared.directories[0]} holds ({saved.data}, now {prepared.digest}), "
             "so it cannot be resumed: put the old text back, or start a new run with --init"
         )
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)

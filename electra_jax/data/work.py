@@ -52,8 +52,7 @@ def locally(stage: Stage, shards: int, what: str) -> None:
                 stage.read(shard)
                 progress.update()
             return
-        context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-        with concurrent.futures.ProcessPoolExecutor(min(cores, len(left)), context, _begin_worker) as pool:
+        with concurrent.futures.ProcessPoolExecutor(min(cores, len(left)), _forking(), _begin_worker) as pool:
             try:
                 for done in concurrent.futures.as_completed([pool.submit(stage.read, shard) for shard in left]):
                     done.result()
@@ -67,6 +66,13 @@ def locally(stage: Stage, shards: int, what: str) -> None:
                 for worker in multiprocessing.active_children():
                     worker.terminate()
                 raise
+
+
+def _forking() -> multiprocessing.context.BaseContext:
+    """Workers are forked from a process that imports what is imported here, once for all stages, but has none of JAX's threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == "electra_jax"])
+    return context
 
 
 class _Progress(tqdm.tqdm):
