@@ -12,6 +12,7 @@ from etils import epath
 from electra_jax import cli, memory, storage
 from electra_jax.errors import UserError
 from electra_jax.reporting import report
+from electra_jax.reporting.writers import require_wandb
 from electra_jax.tasks import encoder as encoders
 from electra_jax.tasks import examples, results, seeds
 from electra_jax.tasks.config import FinetuneConfig
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
     )
     args, overrides = cli.parse(parser, argv)
     config = cli.load_finetune_config(args.config, overrides)
+    require_wandb(config.reporting.wandb_project)
     encoder = encoders.load(args.init)
     encoder = encoder.fresh() if args.random_weights else encoder
     workdir = cli.local_path("--workdir", args.workdir or f"runs/finetune-{_name(args.config, config)}").absolute()

@@ -214,10 +214,22 @@ def leveldb_log(data: bytes):
             record = b""
 
 
-def test_weights_and_biases_gets_every_figure(tmp_path, monkeypatch):
-    """Offline, the file that `wandb sync` would send, read back record by record; a resumed run goes on under its id."""
+def wandb_history(workdir) -> dict[int, dict[str, float]]:
+    """The figures of each step, in the files that `wandb sync` would send."""
     from wandb.proto import wandb_internal_pb2
 
+    found = {}
+    for path in sorted(workdir.glob("wandb/offline-run-*/*.wandb")):
+        for data in leveldb_log(path.read_bytes()[7:]):
+            record = wandb_internal_pb2.Record.FromString(data)
+            if record.HasField("history"):
+                row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+                found.setdefault(row.pop("step"), {}).update({k: v for k, v in row.items() if "/" in k})
+    return found
+
+
+def test_weights_and_biases_gets_every_figure(tmp_path, monkeypatch):
+    """Offline, the file that `wandb sync` would send, read back record by record; a resumed run goes on under its id."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     from etils import epath
@@ -232,14 +244,8 @@ def test_weights_and_biases_gets_every_figure(tmp_path, monkeypatch):
         ids.append((workdir / "wandb_id").read_text())
         time.sleep(1.1)  # a folder is named by the second
     assert ids[0] == ids[1]
-    found = {}
-    for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
-        assert ids[0] in path.name
-        for data in leveldb_log(path.read_bytes()[7:]):
-            record = wandb_internal_pb2.Record.FromString(data)
-            if record.HasField("history"):
-                row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
-                found.setdefault(row.pop("step"), {}).update({k: v for k, v in row.items() if "/" in k})
+    assert all(ids[0] in path.name for path in tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    found = wandb_history(tmp_path)
     evaluated = {"eval/disc_auc": 0.5}
     assert found == {step: {"train/loss": step / 4} | (evaluated if step % 2 == 0 else {}) for step in (1, 2, 3, 4)}
 

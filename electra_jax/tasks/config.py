@@ -146,7 +146,6 @@ def _checks(config: FinetuneConfig) -> Iterator[Check]:
     yield config.optimizer.warmup_fraction >= 0, "optimizer.warmup_fraction", "a fraction of at least 0"
     yield config.optimizer.layerwise_decay <= 1, "optimizer.layerwise_decay", "at most 1"
     yield config.optimizer.warmup_fraction < 1, "optimizer.warmup_fraction", "a fraction below 1"
-    yield not config.reporting.wandb_project, "reporting.wandb_project", "empty: Weights & Biases is for pretraining"
     yield not config.reporting.profile_steps, "reporting.profile_steps", "0: the profiler is for pretraining"
     fits = not evaluation.patience or evaluation.select == "best"
     yield fits, "evaluation.patience", "0 unless evaluation.select=best"

@@ -14,12 +14,12 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
 
-from electra_jax import memory
+from electra_jax import config_loading, memory
 from electra_jax.errors import RunFailed
 from electra_jax.models.electra import Params
 from electra_jax.reporting.health import Health
 from electra_jax.reporting.reporter import Reporter
-from electra_jax.reporting.writers import Console, JsonLines, TensorBoard, is_evaluated, rows
+from electra_jax.reporting.writers import Console, JsonLines, TensorBoard, WeightsAndBiases, is_evaluated, rows
 from electra_jax.tasks import batches, kinds
 from electra_jax.tasks.config import FinetuneConfig, resolve
 from electra_jax.tasks.encoder import Encoder
@@ -286,6 +286,12 @@ class _Run:
         writers = [JsonLines(workdir / "metrics.jsonl", step)]
         if not self._job.is_silent:
             writers.append(TensorBoard(workdir / "tensorboard", step))
+            if project := self._job.config.reporting.wandb_project:
+                settings = config_loading.to_dict(self._job.config) | {
+                    "seed": self._seed,
+                    "init": self._job.encoder.name,
+                }
+                writers.append(WeightsAndBiases(project, workdir, step, settings))
 
         def throughput(step: int, seconds: float) -> dict[str, float]:
             del step
