@@ -48,6 +48,7 @@ class Records:
         self._capacity, self._lock, self._open_files = kept, threading.Lock(), _open_files()
         is_remote = storage.is_remote(made.directory)
         self._executor = concurrent.futures.ThreadPoolExecutor(_REQUESTS) if is_remote else None
+        self._head = (0, b"")
         self.bytes_read = self.bytes_used = 0
 
     def __len__(self) -> int:
@@ -92,7 +93,7 @@ class Records:
         ranges = [range(block * size, min(block * size + size, reader.num_records())) for block in missing]
         raw = iter(reader.read([record for numbers in ranges for record in numbers]) if missing else [])
         for block, numbers in zip(missing, ranges):
-            records = [_decode(next(raw), self._dtype) for _ in numbers]
+            records = [self._decode(next(raw)) for _ in numbers]
             found[block] = np.concatenate(records).reshape(-1, self._length)
         with self._lock:
             for block in missing:
@@ -103,6 +104,21 @@ class Records:
                 self._kept.popitem(last=False)
         return [found[block] for block in blocks]
 
+    def _decode(self, record: bytes) -> np.ndarray:
+        """The ids of a `tf.train.Example`, as TFDS reads it but without its checks, which would take most of the time.
+
+        The ids are the last of its only feature, and all lengths stand before them: a record as long as the one before and
+        with the same beginning has them at the same place.
+        """
+        size, head = self._head
+        if len(record) != size or not record.startswith(head):
+            (ids,) = tf_example_pb2.Example.FromString(record).features.feature["input_ids"].bytes_list.value
+            if not record.endswith(ids):
+                return np.frombuffer(ids, self._dtype)
+            head = record[: len(record) - len(ids)]
+            self._head = (len(record), head)
+        return np.frombuffer(record, self._dtype, offset=len(head))
+
 
 def _open_files() -> int:
     """How many files to hold open: much text has more shards than a process may have by default."""
@@ -112,12 +128,6 @@ def _open_files() -> int:
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return max(64, min(hard, 2**20) // 4)
-
-
-def _decode(record: bytes, dtype: np.dtype) -> np.ndarray:
-    # As TFDS decodes it, without its checks, which would take most of the time.
-    (data,) = tf_example_pb2.Example.FromString(record).features.feature["input_ids"].bytes_list.value
-    return np.frombuffer(data, dtype)
 
 
 class Sequences:
