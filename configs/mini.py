@@ -1,4 +1,4 @@
-"""Two layers of 128, ten minutes on a CPU core: for comparing objectives at equal compute (README, "What pretraining is worth").
+"""Two layers of 128, ten minutes on a CPU core: for comparing objectives at equal compute.
 
 `configs/mini.py` detects replaced tokens, `:tied` does so with one encoder for both heads, `:masked_lm` fills masks (BERT).
 Each comes to 90 TFLOP, the generator counted. On text of your own with `--config.data.source=FILE`, best in short documents.
