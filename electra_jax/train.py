@@ -26,14 +26,7 @@ from electra_jax.reporting import report, run_info
 from electra_jax.reporting.health import Health
 from electra_jax.reporting.profile import profiled
 from electra_jax.reporting.reporter import Reporter
-from electra_jax.reporting.writers import (
-    Console,
-    JsonLines,
-    TensorBoard,
-    WeightsAndBiases,
-    is_evaluated,
-    require_wandb,
-)
+from electra_jax.reporting.writers import Console, is_evaluated, require_wandb, writers_of
 from electra_jax.training import checkpoint, loop, partitioning
 from electra_jax.training.checkpoint import Checkpoints, Origin, Saved
 from electra_jax.training.interrupts import Interrupts
@@ -295,9 +288,8 @@ def _reporter(
 
     writers = []
     if distributed.is_first():
-        writers = [JsonLines(workdir / "metrics.jsonl", start.step), TensorBoard(workdir / "tensorboard", start.step)]
-        if project := config.reporting.wandb_project:
-            writers.append(WeightsAndBiases(project, workdir, start.step, config_loading.to_dict(config)))
+        project, settings = config.reporting.wandb_project, config_loading.to_dict(config)
+        writers = writers_of(workdir, start.step, project, settings)
     health = Health(config.optimizer.warmup_steps, prefix="eval/" if inputs.has_held_out else "")
     total = config.train.num_train_steps
     console = Console(total, start.step, is_silent=not distributed.is_first())

@@ -26,14 +26,7 @@ def fully_shuffled(count: int, seed: int) -> Order:
         numbers = np.arange(count, dtype=np.uint32 if count <= 2**32 else np.uint64)
         return np.random.default_rng((seed, epoch)).permutation(numbers)
 
-    def order(positions: np.ndarray) -> np.ndarray:
-        epochs, places = np.divmod(np.asarray(positions, np.int64), count)
-        result = np.empty(len(places), np.int64)
-        for epoch in np.unique(epochs).tolist():
-            result[epochs == epoch] = epoch_order(epoch)[places[epochs == epoch]]
-        return result
-
-    return order
+    return _by_epoch(count, lambda epoch, places: epoch_order(epoch)[places])
 
 
 def shuffled_by_blocks(blocks: Sequence[int], window: int, seed: int) -> Order:
@@ -60,15 +53,27 @@ def shuffled_by_blocks(blocks: Sequence[int], window: int, seed: int) -> Order:
         sequences = np.concatenate([np.arange(firsts[block], firsts[block] + sizes[block]) for block in blocks])
         return np.random.default_rng((seed, epoch, number)).permutation(sequences)
 
+    def in_epoch(epoch: int, places: np.ndarray) -> np.ndarray:
+        result = np.empty(len(places), np.int64)
+        begins = epoch_order(epoch)[1]
+        numbers = np.searchsorted(begins, places, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            result[here] = window_order(epoch, number)[places[here] - begins[number]]
+        return result
+
+    return _by_epoch(count, in_epoch)
+
+
+def _by_epoch(count: int, in_epoch: Callable[[int, np.ndarray], np.ndarray]) -> Order:
+    """An order of `count` sequences an epoch: `in_epoch` gives those at some places of one epoch."""
+
     def order(positions: np.ndarray) -> np.ndarray:
-        result = np.empty(len(positions), np.int64)
         epochs, places = np.divmod(np.asarray(positions, np.int64), count)
-        for epoch in np.unique(epochs):
-            begins = epoch_order(int(epoch))[1]
-            numbers = np.searchsorted(begins, places, side="right") - 1
-            for number in np.unique(numbers[epochs == epoch]):
-                here = (epochs == epoch) & (numbers == number)
-                result[here] = window_order(int(epoch), int(number))[places[here] - begins[number]]
+        result = np.empty(len(places), np.int64)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            result[here] = in_epoch(epoch, places[here])
         return result
 
     return order

@@ -48,7 +48,7 @@ class Records:
         self._capacity, self._lock, self._open_files = kept, threading.Lock(), _open_files()
         is_remote = storage.is_remote(made.directory)
         self._executor = concurrent.futures.ThreadPoolExecutor(_REQUESTS) if is_remote else None
-        self._head = (0, b"")
+        self._head = (0, b"")  # of the last record: its size, and what stands before its ids
         self.bytes_read = self.bytes_used = 0
 
     def __len__(self) -> int:
@@ -111,13 +111,12 @@ class Records:
         with the same beginning has them at the same place.
         """
         size, head = self._head
-        if len(record) != size or not record.startswith(head):
-            (ids,) = tf_example_pb2.Example.FromString(record).features.feature["input_ids"].bytes_list.value
-            if not record.endswith(ids):
-                return np.frombuffer(ids, self._dtype)
-            head = record[: len(record) - len(ids)]
-            self._head = (len(record), head)
-        return np.frombuffer(record, self._dtype, offset=len(head))
+        if len(record) == size and record.startswith(head):
+            return np.frombuffer(record, self._dtype, offset=len(head))
+        (ids,) = tf_example_pb2.Example.FromString(record).features.feature["input_ids"].bytes_list.value
+        if record.endswith(ids):
+            self._head = (len(record), record[: len(record) - len(ids)])
+        return np.frombuffer(ids, self._dtype)
 
 
 def _open_files() -> int:

@@ -164,6 +164,14 @@ class WeightsAndBiases:
         self._run.finish()
 
 
+def writers_of(workdir: epath.Path, resume_step: int, wandb_project: str, config: Mapping[str, Any]) -> list[Writer]:
+    """All that a run in `workdir` reports to but the terminal; `config` is what Weights & Biases shows of it."""
+    found = [JsonLines(workdir / "metrics.jsonl", resume_step), TensorBoard(workdir / "tensorboard", resume_step)]
+    if wandb_project:
+        found.append(WeightsAndBiases(wandb_project, workdir, resume_step, config))
+    return found
+
+
 def require_wandb(project: str) -> None:
     """Raises `UserError` where `project` asks for what is not installed."""
     if project and getattr(importlib.util.find_spec("wandb"), "origin", None) is None:

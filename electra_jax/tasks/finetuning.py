@@ -19,7 +19,7 @@ from electra_jax.errors import RunFailed
 from electra_jax.models.electra import Params
 from electra_jax.reporting.health import Health
 from electra_jax.reporting.reporter import Reporter
-from electra_jax.reporting.writers import Console, JsonLines, TensorBoard, WeightsAndBiases, is_evaluated, rows
+from electra_jax.reporting.writers import Console, JsonLines, is_evaluated, rows, writers_of
 from electra_jax.tasks import batches, kinds
 from electra_jax.tasks.config import FinetuneConfig, resolve
 from electra_jax.tasks.encoder import Encoder
@@ -283,15 +283,11 @@ class _Run:
     def _reporter(self, step: int) -> Reporter:
         workdir, total = epath.Path(self._workdir), self._config.train.num_train_steps
         size = self._config.train.batch_size
-        writers = [JsonLines(workdir / "metrics.jsonl", step)]
-        if not self._job.is_silent:
-            writers.append(TensorBoard(workdir / "tensorboard", step))
-            if project := self._job.config.reporting.wandb_project:
-                settings = config_loading.to_dict(self._job.config) | {
-                    "seed": self._seed,
-                    "init": self._job.encoder.name,
-                }
-                writers.append(WeightsAndBiases(project, workdir, step, settings))
+        if self._job.is_silent:
+            writers = [JsonLines(workdir / "metrics.jsonl", step)]
+        else:
+            settings = config_loading.to_dict(self._job.config) | {"seed": self._seed, "init": self._job.encoder.name}
+            writers = writers_of(workdir, step, self._job.config.reporting.wandb_project, settings)
 
         def throughput(step: int, seconds: float) -> dict[str, float]:
             del step
