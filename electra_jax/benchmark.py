@@ -134,7 +134,7 @@ def _timed_loop(config: Config, setup: Setup, inputs: Inputs, prepared: Prepared
         workdir = epath.Path(folder)
         writers = [JsonLines(workdir / "metrics.jsonl", start.step), TensorBoard(workdir / "tensorboard", start.step)]
         console = Console(changed.train.num_train_steps, start.step, is_silent=True)
-        health = Health(config.optimizer.warmup_steps)
+        health = Health(config.optimizer.warmup_steps, config.train.num_train_steps)
         reporter = Reporter(console, writers, health, 1, lambda *_: {}, changed.train.num_train_steps)
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
         saved = Saved(changed, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json())

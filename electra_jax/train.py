@@ -30,6 +30,7 @@ from electra_jax.reporting.writers import Console, is_evaluated, require_wandb, 
 from electra_jax.training import checkpoint, loop, partitioning
 from electra_jax.training.checkpoint import Checkpoints, Origin, Saved
 from electra_jax.training.interrupts import Interrupts
+from electra_jax.training.optimizer import ends_at_zero
 from electra_jax.training.setup import Setup, mesh_of
 from electra_jax.training.state import TrainState
 
@@ -99,6 +100,8 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
     if saved:
         is_own = origin.directory == workdir / "checkpoints"
         _check_resume(saved, config)
+        if is_own:
+            _check_not_cooled_down(saved, config, workdir)
         evaluation_due = _evaluation_is_due(saved, config, workdir, is_own)
         if not evaluation_due and _is_finished(saved, config, workdir, None if is_own else branch):
             return 0
@@ -191,6 +194,17 @@ def _check_resume(saved: Saved, config: Config) -> None:
     only = ("",) if saved.data else ("model.", "optimizer.bias_correction")
     for warning in config_loading.check_resume(saved.config, config, only):
         distributed.say(f"WARNING: {warning}")
+
+
+def _check_not_cooled_down(saved: Saved, config: Config, workdir: epath.Path) -> None:
+    """Raises `UserError` for a finished run that would be trained on: its learning rate has come to 0, and would rise again."""
+    was, now = saved.config.train.num_train_steps, config.train.num_train_steps
+    if saved.data and saved.step == was < now and ends_at_zero(saved.config.optimizer):
+        raise UserError(
+            f"{workdir} was finished at step {was:,}, its learning rate decayed to 0; config.train.num_train_steps={now} would "
+            f"raise it again and go on over what is there. Set {was} to leave it as it is, or train on elsewhere: "
+            f"--branch={workdir} --workdir=ANOTHER"
+        )
 
 
 def _is_finished(saved: Saved, config: Config, workdir: epath.Path, branch: str | None) -> bool:
@@ -290,8 +304,8 @@ def _reporter(
     if distributed.is_first():
         project, settings = config.reporting.wandb_project, config_loading.to_dict(config)
         writers = writers_of(workdir, start.step, project, settings)
-    health = Health(config.optimizer.warmup_steps, prefix="eval/" if inputs.has_held_out else "")
     total = config.train.num_train_steps
+    health = Health(config.optimizer.warmup_steps, total, prefix="eval/" if inputs.has_held_out else "")
     console = Console(total, start.step, is_silent=not distributed.is_first())
     return Reporter(console, writers, health, config.reporting.interval_steps, throughput, total)
 

@@ -439,7 +439,7 @@ def test_training_goes_on_from_an_import(exported, tmp_path, corpus_file):
         sys.executable, "-m", "electra_jax.train", f"--config={tmp_path / 'new' / 'config.py'}",
         f"--workdir={tmp_path / 'new'}", f"--config.data.source={corpus_file}", "--config.train.batch_size=8",
         f"--config.data.directory={tmp_path / 'data'}", "--config.evaluation.max_records=8",
-        "--config.evaluation.batch_size=8", "--config.data.validation_fraction=0.05",
+        "--config.evaluation.batch_size=8", "--config.data.validation_fraction=0.05", "--config.optimizer.schedule=wsd",
     ]  # fmt: skip
     refused = subprocess.run(
         [*command, "--config.model.hidden_size=64"], env=process_env(), capture_output=True, text=True

@@ -54,7 +54,7 @@ def test_quickstart(place):
     printed = execute(ROOT / "notebooks" / "quickstart.ipynb", place)
     assert "finished at step 24" in printed[2]
     assert "image/png" in printed[3]
-    assert "step 4" in printed[4] and "step 24" in printed[4] and "rgba(220, 50, 50, 0." in printed[4]
+    assert "step 4" in printed[4] and "step 24" in printed[4] and "rgba(230, 60, 60, 0." in printed[4]
     assert (place / "runs" / "quickstart" / "report.html").exists()
 
 

@@ -74,7 +74,7 @@ class Page(html.parser.HTMLParser):
         if attrs.get("id") == "data":
             self.data = json.loads(data)
         elif tag == "span":
-            self.tokens.append((data, attrs.get("class"), attrs["title"]))
+            self.tokens.append((data, "outline" in attrs["style"], attrs["title"]))
             self.text += data
         elif tag not in ("script", "style"):
             self.text += data
@@ -116,8 +116,8 @@ def test_a_page_holds_the_runs_laid_over_each_other(runs, capsys):
     before_everything = page.text.split("What differs")[1].split("everything")[0]
     assert "config.seed" in before_everything and "config.train.batch_size" not in before_everything
     assert "config.train.batch_size" in page.text.split("everything")[1]
-    rest = [("is", "replaced", "90% replaced"), ("</script>", None, "20% replaced")]
-    early, late = ([("<i>", None, f"{step}% replaced"), *rest] for step in (10, 50))
+    rest = [("is", True, "90% replaced"), ("</script>", False, "20% replaced")]
+    early, late = ([("<i>", False, f"{step}% replaced"), *rest] for step in (10, 50))
     assert page.tokens == 2 * [*early, *late]
 
 
@@ -127,7 +127,14 @@ def test_a_page_holds_the_runs_laid_over_each_other(runs, capsys):
 def test_words_are_spaced_as_their_tokenizer_marks_them(runs, tokens, text):
     verdicts.write(runs / "one" / "verdicts.jsonl", 50, [[verdicts.Token(token, None, 0.5) for token in tokens]])
     report.write([runs / "one"], runs / "page.html")
-    assert f" {text}" in Page((runs / "page.html").read_text()).text.replace("\n", " ")
+    assert f"{text}" in Page((runs / "page.html").read_text()).text.replace("\n", " ")
+
+
+def test_an_original_stands_apart_from_what_goes_on_with_its_word():
+    tokens = [verdicts.Token("ma", "pa", 0.5), verdicts.Token("##ris", None, 0.5), verdicts.Token("##e", None, 0.5)]
+    (shown,) = verdicts.to_html([tokens])
+    assert Page(shown).text == " pama rise"
+    assert re.search(r"<s style=[^>]+ margin: 0 4px", shown)
 
 
 def test_runs_of_the_same_name_are_told_apart(runs, capsys):
@@ -171,6 +178,10 @@ onload = async () => {
     await settled();
     found.lines.push(drawn());
   }
+  const plots = [...page.querySelectorAll(".plot")], edge = (node) => node.getBoundingClientRect().right;
+  found.overhang = Math.max(...plots.map((plot) => edge(plot.querySelector(".main-svg")) - edge(plot)));
+  document.querySelector("iframe").width = %d;  // turned: charts are drawn anew with the next frame, which there is none here
+  found.narrow = page.documentElement.scrollWidth;
   document.querySelector("pre").textContent = JSON.stringify(found);
 };
 </script>"""
@@ -181,7 +192,7 @@ onload = async () => {
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
 def test_a_reader_sees_the_curves_and_hides_a_run(runs, width, dark):
     report.write([runs / "one", runs / "two"], runs / "report.html")
-    (runs / "reader.html").write_text(READER % ("report.html", width))
+    (runs / "reader.html").write_text(READER % ("report.html", width, width - 60))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
     options += ["--allow-file-access-from-files", f"--user-data-dir={runs / 'browser'}", "--virtual-time-budget=20000"]
     command = [BROWSER, *options, f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--dump-dom"]
@@ -189,6 +200,7 @@ def test_a_reader_sees_the_curves_and_hides_a_run(runs, width, dark):
     found = json.loads(html.unescape(re.search("<pre>(.+)</pre>", done.stdout).group(1)))
     assert found["names"] == ["loss", "disc_auc", "tokens_per_second", "seconds_left", "probe_f1"]
     assert found["wide"] <= width  # nothing to be scrolled to the side
+    assert found["overhang"] <= 0.5 and found["narrow"] <= width - 60
     assert max(map(int, re.findall(r"\d+", found["back"]))) < 60 if dark else found["back"] == "rgb(255, 255, 255)"
     both, one = [2] * 5, [1] * 5
     assert found["lines"] == [both, one, both, one]

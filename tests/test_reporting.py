@@ -41,7 +41,7 @@ def metrics(value, failed=-1):
 
 
 def reporter(recorder, interval=2, total=10):
-    return Reporter(Console(total, 0), [recorder], Health(0), interval, lambda step, s: {"speed": 1 / s}, total)
+    return Reporter(Console(total, 0), [recorder], Health(0, total), interval, lambda step, s: {"speed": 1 / s}, total)
 
 
 def test_a_step_is_reported_when_the_next_is_dispatched():

@@ -247,6 +247,11 @@ def test_branch_init_and_a_longer_run(place, finished):
     assert missing.returncode == 2 and "no such step" in missing.stderr
     nothing_left = train(place, "none", f"--branch={finished}@20", "--config.train.num_train_steps=16")
     assert nothing_left.returncode == 2 and "nothing is left to train" in nothing_left.stderr
+    # The learning rate would rise again, and its newest checkpoint no longer be the best.
+    longer = train(place, finished, "--config.train.num_train_steps=30")
+    assert (longer.returncode, longer.stderr.count("\n")) == (2, 1)
+    assert "was finished at step 20" in longer.stderr and f"--branch={finished} --workdir=" in longer.stderr
+    assert checkpoint.saved_steps(finished / "checkpoints")[-1] == 20
     for flags, part in (
         (["--init=nowhere"], "no checkpoint there"),
         ([f"--init={finished}", "--config.model.hidden_size=64"], "parameter discriminator/"),
@@ -286,7 +291,11 @@ def test_other_data_under_the_same_name_are_refused(place, finished, tmp_path):
     source = json.loads((finished / "config.json").read_text())["data"]["source"]
     text = tmp_path / "text.txt"
     text.write_text(Path(source).read_text())
-    own = [f"--config.data.source={text}", f"--config.data.directory={tmp_path / 'd'}"]
+    own = [
+        f"--config.data.source={text}",
+        f"--config.data.directory={tmp_path / 'd'}",
+        "--config.optimizer.schedule=wsd",
+    ]
     assert train(place, tmp_path / "run", *own, "--config.train.num_train_steps=2").returncode == 0
     with open(text, "a") as file:
         file.write("\n\nOne more document, of which the run knows nothing.")

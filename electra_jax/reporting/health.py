@@ -2,15 +2,21 @@
 
 from collections.abc import Mapping
 
+# Before it has seen so many steps, or half of its run, a discriminator that finds nothing may only wait for its generator: both
+# learn how frequent tokens are first, which takes small models and long sequences thousands of steps.
+_PATIENCE = 20_000
+_WAITING = "If masked_lm_loss still stands at its plateau, the generator comes first; otherwise"
+
 _WATCHED = ("disc_recall", "disc_auc", "generator_entropy", "replaced_share")
 
 
 class Health:
     """Watches figures for the ways replaced-token detection is known to fail."""
 
-    def __init__(self, warmup_steps: int, prefix: str = "eval/"):
+    def __init__(self, warmup_steps: int, num_train_steps: int, prefix: str = "eval/"):
         """`prefix` of the figures to go by: held-out ones, which cover more tokens than a batch, or `""`."""
         self._warmup_steps, self._prefix = warmup_steps, prefix
+        self._turn = max(warmup_steps, min(_PATIENCE, num_train_steps // 2))
         self._said: set[str] = set()
 
     def check(self, step: int, figures: Mapping[str, float]) -> list[str]:
@@ -21,15 +27,16 @@ class Health:
         recall, auc, entropy, replaced = (figures.get(self._prefix + name) for name in _WATCHED)
         if not replaced:
             return []  # nothing to recognise, so nothing to conclude
-        if recall is not None and recall < 0.005:
+        is_due = step > self._turn
+        if is_due and recall is not None and recall < 0.005:
             found["recall"] = (
-                f"disc_recall is {recall:.3f} at step {step} though warm-up is over: the discriminator calls every token original. "
-                "Lower optimizer.learning_rate, or raise objective.disc_weight"
+                f"disc_recall is {recall:.3f} at step {step}: the discriminator calls every token original. {_WAITING} lower "
+                "optimizer.learning_rate, or raise objective.disc_weight"
             )
-        if auc is not None and auc < 0.6:
+        if is_due and auc is not None and auc < 0.6:
             found["auc"] = (
-                f"disc_auc is {auc:.3f} at step {step}, little above chance (0.5): the discriminator learns nothing. "
-                "Lower optimizer.learning_rate, or make the generator smaller (model.generator_hidden_size)"
+                f"disc_auc is {auc:.3f} at step {step}, little above chance (0.5): the discriminator learns nothing. {_WAITING} "
+                "lower optimizer.learning_rate, or make the generator smaller (model.generator_hidden_size)"
             )
         if entropy is not None and entropy < 0.1:
             found["entropy"] = (

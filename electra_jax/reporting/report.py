@@ -229,32 +229,17 @@ def _verdicts(run: Run) -> str:
         '<p class="soft">The more red, the more the discriminator takes a token for replaced. Framed: the generator did replace '
         "it, with the original struck through behind. Held-out text, the same at every step.</p>",
     ]
-    is_sentencepiece = any(token.startswith("▁") for tokens in text for token in tokens)
-    for number in range(min(len(run.verdicts[step]) for step in steps)):
-        parts.append('<div class="card early">')
-        for step in steps:
-            tokens = "".join(_token(token, is_sentencepiece) for token in run.verdicts[step][number])
-            parts.append(f'<p class="soft">step {step:,}</p><p class="text">{tokens}</p>')
-        parts.append("</div>")
+    shown = [verdicts.to_html(run.verdicts[step]) for step in steps]
+    for number in range(min(map(len, shown))):
+        early_and_late = (
+            f'<p class="soft">step {step:,}</p>{at[number]}' for step, at in zip(steps, shown, strict=True)
+        )
+        parts.append(f'<div class="card early">{"".join(early_and_late)}</div>')
     return "".join(parts)
 
 
 def _text(sequences: Sequence[Sequence[verdicts.Token]]) -> list[list[str]]:
     return [[token.text for token in tokens] for tokens in sequences]
-
-
-def _token(token: verdicts.Token, is_sentencepiece: bool) -> str:
-    text = token.replacement or token.text
-    # SentencePiece marks what begins a word, WordPiece what goes on with one.
-    space = " " if text.startswith("▁") or not (is_sentencepiece or text.startswith("##")) else ""
-    kind = "" if token.replacement is None else ' class="replaced"'
-    before = f" <s>{html.escape(_bare(token.text))}</s>" if token.replacement else ""
-    style = f'style="--p:{token.probability * 0.85:.2f}" title="{token.probability:.0%} replaced"'
-    return f"{space}<span{kind} {style}>{html.escape(_bare(text))}</span>{before}"
-
-
-def _bare(token: str) -> str:
-    return token.removeprefix("##").removeprefix("▁") or token
 
 
 def _settings(runs: Sequence[Run]) -> str:

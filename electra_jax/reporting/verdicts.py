@@ -1,5 +1,6 @@
 """`verdicts.jsonl`: some held-out text with the generator's replacements and what the discriminator says of each token."""
 
+import html
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -48,3 +49,33 @@ def write(path: epath.Path, step: int, sequences: Sequence[Sequence[Token]]) -> 
 def read(path: epath.Path) -> dict[int, list[list[Token]]]:
     """The sequences by step, in ascending order."""
     return {row["step"]: [[Token(*token) for token in tokens] for tokens in row["sequences"]] for row in rows(path)}
+
+
+def to_html(sequences: Sequence[Sequence[Token]]) -> list[str]:
+    """A paragraph a sequence: the redder a token, the surer the discriminator is that it was replaced.
+
+    What was replaced is framed, with the original struck through behind it. Styles stand in the elements, for a page or a notebook.
+    """
+    # SentencePiece marks what begins a word, WordPiece what goes on with one.
+    is_sentencepiece = any(token.text.startswith("▁") for tokens in sequences for token in tokens)
+    return [f'<p style="line-height: 2">{_words(tokens, is_sentencepiece)}</p>' for tokens in sequences]
+
+
+def _words(tokens: Sequence[Token], is_sentencepiece: bool) -> str:
+    parts, was_replaced = [], False
+    for token in tokens:
+        text = token.replacement or token.text
+        begins = text.startswith("▁") or not (is_sentencepiece or text.startswith("##"))
+        # An original stands apart from what comes next, also in the middle of a word.
+        parts.append(" " if begins or was_replaced else "")
+        was_replaced = token.replacement is not None
+        frame = "; outline: 1.5px solid" if was_replaced else ""
+        style = f"background: rgba(230, 60, 60, {token.probability * 0.85:.2f}); border-radius: 3px; padding: 2px 1px{frame}"
+        parts.append(f'<span style="{style}" title="{token.probability:.0%} replaced">{_bare(text)}</span>')
+        if was_replaced:
+            parts.append(f'<s style="font-size: 80%; opacity: 0.7; margin: 0 4px">{_bare(token.text)}</s>')
+    return "".join(parts)
+
+
+def _bare(token: str) -> str:
+    return html.escape(token.removeprefix("##").removeprefix("▁") or token)

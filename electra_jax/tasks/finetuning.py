@@ -295,7 +295,7 @@ class _Run:
 
         interval = self._config.reporting.interval_steps
         console = Console(total, step, is_silent=self._job.is_silent)
-        return Reporter(console, writers, Health(total), interval, throughput, total)
+        return Reporter(console, writers, Health(0, total), interval, throughput, total)
 
 
 def _predictor(program: Program, architecture: Any) -> Callable:

@@ -35,6 +35,11 @@ def learning_rate(step: jax.Array, config: Config) -> jax.Array:
     return settings.learning_rate * warmup * jnp.clip(decay, 0, 1)
 
 
+def ends_at_zero(config: OptimizerConfig) -> bool:
+    """Whether the learning rate has come to 0 where a run ends."""
+    return config.schedule != "wsd" or config.cooldown_steps > 0
+
+
 def make_optimizer(config: OptimizerConfig, axes: Params) -> optax.GradientTransformation:
     """Clipping by global norm, Adam, decoupled weight decay: everything but the learning rate.
 
