@@ -137,7 +137,7 @@ def _timed_loop(config: Config, setup: Setup, inputs: Inputs, prepared: Prepared
         health = Health(config.optimizer.warmup_steps, config.train.num_train_steps)
         reporter = Reporter(console, writers, health, 1, lambda *_: {}, changed.train.num_train_steps)
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
-        saved = Saved(changed, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json())
+        saved = Saved(changed, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json(), 0)
         reporter.step_done = clock.timed("report", reporter.step_done)
         checkpoints.save = clock.timed("save", checkpoints.save)
         step = clock.timed("step", memory.settled(setup.train_step), wait=True)

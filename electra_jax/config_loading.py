@@ -57,7 +57,7 @@ def check_resume(saved: Config, current: Config, only: tuple[str, ...] = ("",)) 
             "in another --workdir"
         )
     return [
-        f"config.{n} was {old!r} when this run was saved and is now {new!r}"
+        f"config.{n} was {old!r} when this run was saved and is now {new!r}: it goes on as another run than was started"
         for n, old, new, rule in changed
         if rule == WARN
     ]

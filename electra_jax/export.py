@@ -105,10 +105,11 @@ def export(origin: Origin, workdir: epath.Path, out: Path, languages: list[str],
     for part in parts:
         with storage.new_folder(out / part) as partial:
             count = huggingface.write(partial, params, config.model, part, tokenizer.special)
-            tokenizer_files.write(tokenizer, partial, config.model.max_position_embeddings)
+            tokenizer_files.write(tokenizer, partial, saved.trained_length)
             run = model_card.Run(
-                config, saved.step, saved.sequences, count, metrics, languages, license_name, not saved.data
-            )
+                config, saved.step, saved.sequences, count, saved.trained_length, metrics, languages, license_name,
+                is_import=not saved.data,
+            )  # fmt: skip
             card = model_card.text(run, part, huggingface.architecture(config.model, part))
             (partial / "README.md").write_text(card, encoding="utf-8")
         written.append(out / part)

@@ -51,5 +51,7 @@ def _probe(setup: Setup, prepared: Prepared, workdir: epath.Path) -> Callable | 
     from electra_jax.tasks import encoder, probe  # here: few runs are probed, and all of them start
 
     task = cli.load_finetune_config(config.config, [("task.path", config.path)] if config.path else [])
-    named = encoder.Encoder(str(workdir), setup.config.model, prepared.tokenizer, None)
+    named = encoder.Encoder(
+        str(workdir), setup.config.model, prepared.tokenizer, setup.config.data.max_seq_length, None
+    )
     return probe.Probe(config, task, named, Path(workdir) / "probe")

@@ -49,9 +49,10 @@ def main(argv: list[str]) -> None:
     _check_overrides(overrides, base, imported.config, source.path)
 
     step = int(imported.state.step)
+    trained_length = tokenizer_files.max_length(folder, source.model.max_position_embeddings)
     cli.make_directory("--workdir", workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", imported.config.checkpoint)
-    checkpoints.save(imported.state, Saved(imported.config, step, 0, "", tokenizer.to_json()))
+    checkpoints.save(imported.state, Saved(imported.config, step, 0, "", tokenizer.to_json(), trained_length))
     checkpoints.close()
     config_file = workdir / "config.py"
     config_file.write_text(_config_file(imported.config, args.source))

@@ -121,6 +121,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
     inputs = Inputs(setup, prepared)
     evaluator = Evaluator(setup, inputs, prepared, workdir)
     state, start = _start(setup, prepared, origin, saved, weights)
+    trained_length = checkpoint.read_saved(origin or weights).trained_length if origin or weights else 0
 
     info = _resolved(setup, prepared, inputs) | {
         "start": {"step": start.step, "from": str(origin or weights or "fresh weights")}
@@ -131,6 +132,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
         (workdir / "run.json").write_text(json.dumps(info | {"layout": layout}, indent=1))
         (workdir / "config.json").write_text(resolved)
 
+    distributed.say("compiling, which takes up to minutes the first time")
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     reporter = _reporter(setup, inputs, workdir, start, info)
     profile_steps = config.reporting.profile_steps if distributed.is_first() else 0
@@ -140,8 +142,8 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
             end, state, position = loop.train(
                 config, state, start, step_fn, inputs.training(start),
                 evaluator.until(interrupts), checkpoints,
-                Saved(config, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json()), reporter,
-                interrupts, evaluation_due,
+                Saved(config, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json(), trained_length),
+                reporter, interrupts, evaluation_due,
             )  # fmt: skip
         finally:
             reporter.close()

@@ -52,7 +52,7 @@ def make_run(workdir, config=None, steps=(7,), params=None, kind="wordpiece"):
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     for step in steps:
         state = new_state(config, architecture, jax.tree.map(lambda x, step=step: jnp.asarray(x) + step, params))
-        checkpoints.save(state, Saved(config, step, step * 8, "some data", made.to_json()))
+        checkpoints.save(state, Saved(config, step, step * 8, "some data", made.to_json(), 32))
     checkpoints.close()
     lines = [{"step": step, "loss": 1.0, "eval/disc_auc": step / 10} for step in steps]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -14,6 +14,8 @@ from electra_jax.analysis.flops import step_flops
 from electra_jax.data import build, pipeline
 from electra_jax.errors import UserError
 from electra_jax.inputs import Inputs
+from electra_jax.training import checkpoint
+from electra_jax.training.checkpoint import Origin
 from electra_jax.training.loop import Position
 
 CURRICULUM = {"curriculum_lengths": [8, 16], "curriculum_steps": [4, 10]}
@@ -93,6 +95,8 @@ def test_killed_at_and_after_a_switch_it_ends_the_same(tmp_path, corpus_file):
         process.communicate()
     last = train(tmp_path, "killed")
     assert last.returncode == 0, last.stdout + last.stderr
+    saved = [checkpoint.read_saved(Origin(tmp_path / "killed" / "checkpoints", step)) for step in (4, 8)]
+    assert [one.trained_length for one in saved] == [8, 32]
     assert numbers(metrics(tmp_path / "killed")) == numbers(metrics(Path(tmp_path / "whole")))
     assert_identical(parameters(tmp_path / "killed", 20), parameters(tmp_path / "whole", 20))
 

@@ -1,5 +1,6 @@
 """Fine-tuning from the command to the model that transformers loads, in real processes where signals matter."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -242,6 +243,27 @@ def test_the_steps_of_seeds_share_one_program_and_differ(tiny_job):
     assert not same["head"]["output"]["kernel"]
     fresh = Job(job.config, job.data, job.encoder.fresh(), print).initial(0)
     assert not (fresh["shared"]["word"] == one["shared"]["word"]).any()
+
+
+def test_what_a_task_asks_too_much_of_is_said(tiny_job, place):
+    """Texts longer than those of pretraining, and a handful of steps."""
+    job = tiny_job()
+    lengths = np.array([len(feature.input_ids) for feature in job.train])
+    epochs = -(-200 * 32 // len(lengths))
+
+    def said(trained_length, epochs):
+        warned = []
+        train = task_config.FinetuneTrainConfig(epochs=epochs, batch_size=32)
+        named = dataclasses.replace(job.encoder, trained_length=trained_length)
+        Job(dataclasses.replace(job.config, train=train), job.data, named, warned.append)
+        long, few = "are longer than the", "too few for most tasks"
+        return [next((text for text in warned if part in text), "") for part in (long, few)]
+
+    long, few = said(31, epochs - 1)
+    assert long.startswith(f"WARNING: {np.mean(lengths > 31):.0%} of the training texts are longer than the 31 tokens")
+    assert few.startswith("WARNING: ") and f"train.epochs={epochs} or more" in few
+    assert said(32, epochs) == ["", ""]
+    assert encoder.load(str(place / "pretrained")).trained_length == 32
 
 
 def test_layers_have_rates_of_their_own(tiny_job):

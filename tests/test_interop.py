@@ -110,7 +110,8 @@ def equal_files(one, other, names):
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
 def test_export_import_and_export_again(kind, tmp_path, capsys):
-    make_run(tmp_path / "run", steps=(0, 3), kind=kind)
+    config = small_config(model={"num_hidden_layers": 2, "max_position_embeddings": 64})
+    make_run(tmp_path / "run", config, steps=(0, 3), kind=kind)
     export.main([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--license=mit", "--language=en,fr"])
     import_checkpoint.main([f"--from={tmp_path / 'out'}", f"--workdir={tmp_path / 'again'}"])
     said = capsys.readouterr().out
@@ -123,6 +124,7 @@ def test_export_import_and_export_again(kind, tmp_path, capsys):
         equal_files(tmp_path / "out" / part, tmp_path / "out2" / part, names)
     card = (tmp_path / "out" / "discriminator" / "README.md").read_text()
     for expected in (
+        "| longest text trained on | 32 tokens |",
         "license: mit",
         "- en\n- fr",
         "| disc_auc | 0.3000 |",
@@ -130,6 +132,9 @@ def test_export_import_and_export_again(kind, tmp_path, capsys):
         '"disc_weight": 50.0',
     ):
         assert expected in card
+    # What it was trained on, not the positions that there are.
+    assert json.loads((tmp_path / "out2" / part / "tokenizer_config.json").read_text())["model_max_length"] == 32
+    assert json.loads((tmp_path / "out2" / part / "config.json").read_text())["max_position_embeddings"] > 32
     export.main([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'first'}", "--step=0"])
     first, last = (load_file(tmp_path / name / "generator" / "model.safetensors") for name in ("first", "out"))
     np.testing.assert_allclose(last["generator_lm_head.bias"] - first["generator_lm_head.bias"], 3, atol=1e-5)

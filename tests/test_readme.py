@@ -141,7 +141,12 @@ SIZES = [
     if name not in ("num_train_steps", "max_position_embeddings")  # fine-tuning takes longer texts
 ]
 SMALL_FORM = {
-    "train": [*SIZES, "--config.tokenizer.vocab_size=512", "--config.optimizer.cooldown_steps=0"],
+    "train": [
+        *SIZES,
+        "--config.tokenizer.vocab_size=512",
+        "--config.optimizer.cooldown_steps=0",
+        "--config.optimizer.schedule=wsd",
+    ],  # a run that is made longer must not have decayed
     "prepare": [*SIZES, "--config.tokenizer.vocab_size=512"],
     "benchmark": [*SIZES, "--config.tokenizer.vocab_size=512"],
     "compile": [*SIZES, "--config.train.batch_size=16"],

@@ -40,15 +40,18 @@ def published_peak(kind: str) -> float | None:
     return next((peak for name, peak in _PUBLISHED if name in kind.lower()), None)
 
 
-def measured_peak(dtype: str, repeats: int = 8) -> float:
-    """FLOP/s of the best of a few square matrix products on the default device."""
+def measured_peak(dtype: str, duration: float = 0.4) -> float:
+    """FLOP/s of the best of the square matrix products that `duration` seconds hold, on the default device.
+
+    That long, for other programs come and go: what they leave for some hundredths of a second is no peak.
+    """
     # Starting a program takes its time, too: accelerators get more to do at once.
     size, chained = (1024, 1) if jax.default_backend() == "cpu" else (8192, 16)
     x = jnp.full((size, size), 1 / size, dtype)
     product = jax.jit(lambda x, y: jax.lax.fori_loop(0, chained, lambda _, y: x @ y, y))
     product(x, x).block_until_ready()
-    seconds = []
-    for _ in range(repeats):
+    seconds, end = [], time.perf_counter() + duration
+    while not seconds or time.perf_counter() < end:
         start = time.perf_counter()
         product(x, x).block_until_ready()
         seconds.append(time.perf_counter() - start)

@@ -15,6 +15,7 @@ class Run(NamedTuple):
     step: int
     sequences: int
     parameters: int
+    trained_length: int  # tokens of the longest text
     metrics: Mapping[str, float]  # held-out figures of that step, by name; may be empty
     languages: Sequence[str]
     license: str
@@ -81,7 +82,7 @@ def _training(run: Run) -> list[str]:
         f"| tokens read | {tokens:,} |",
         f"| text | {data} |",
         f"| tokenizer | {config.tokenizer.kind}, {'lower-cased' if config.tokenizer.lowercase else 'cased'} |",
-        f"| longest text trained on | {config.data.max_seq_length} tokens |",
+        f"| longest text trained on | {run.trained_length:,} tokens |",
         "",
     ]
     lines += ["## Held-out figures", ""]

@@ -91,6 +91,11 @@ def read(folder: Path, default: TokenizerConfig) -> Tokenizer | None:
     return WordPiece(vocabulary, lowercase, strip_accents)
 
 
+def max_length(folder: Path, positions: int) -> int:
+    """Tokens that a model in a Hugging Face folder is for, by its tokenizer; where that does not say, all its positions."""
+    return min(_read_json(folder / "tokenizer_config.json").get("model_max_length", positions), positions)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}

@@ -122,6 +122,9 @@ class FinetuneConfig:
     mesh: MeshConfig = MeshConfig()
 
 
+_FEW_STEPS = 200
+
+
 def from_dict(values: Mapping[str, Any]) -> FinetuneConfig:
     """Builds and validates; raises `UserError` for anything that cannot work."""
     config = config_values.build(FinetuneConfig, values)
@@ -168,6 +171,18 @@ def check_windows(task: TaskConfig) -> None:
 def encoder_alone(model: ModelConfig, **changes: Any) -> ModelConfig:
     """The configuration of the encoder of `model`, as one tower, with some settings changed."""
     return dataclasses.replace(model, towers="masked_lm", tied_embeddings=True, **changes)
+
+
+def check_steps(config: FinetuneConfig, num_examples: int) -> str | None:
+    """A warning where a run of `num_examples` is so short that it says little of the encoder."""
+    steps = config.train.epochs * num_examples / config.train.batch_size
+    if steps >= _FEW_STEPS:
+        return None
+    enough = math.ceil(_FEW_STEPS * config.train.batch_size / num_examples)
+    return (
+        f"{config.train.epochs:g} epochs of {num_examples:,} examples are {max(1, round(steps))} steps, too few for most tasks: "
+        f"set train.epochs={enough} or more"
+    )
 
 
 def resolve(config: FinetuneConfig, model: ModelConfig, num_examples: int) -> Config:

@@ -27,17 +27,20 @@ class Encoder:
       name: where it is from, for messages.
       model: its configuration.
       tokenizer: its vocabulary.
+      trained_length: tokens of the longest text that it was trained on, as far as is known.
       params: mesh -> the parameters, laid out for a mesh or, without one, as NumPy arrays; None for fresh weights.
     """
 
     name: str
     model: ModelConfig
     tokenizer: Tokenizer
+    trained_length: int
     params: Callable[[Mesh | None], Params] | None
 
     def fresh(self) -> "Encoder":
         """The same with random weights instead."""
-        return dataclasses.replace(self, name=f"{self.name}, random weights", params=None)
+        untrained = self.model.max_position_embeddings  # none of its positions better than another
+        return dataclasses.replace(self, name=f"{self.name}, random weights", trained_length=untrained, params=None)
 
 
 def load(path: str, with_head: bool = False) -> Encoder:
@@ -81,7 +84,7 @@ def _of_run(path: str, with_head: bool) -> Encoder:
         found = found if with_head else parts(found)
         return found if mesh else jax.device_get(found)
 
-    return Encoder(str(origin), saved.config.model, tokenizer, params)
+    return Encoder(str(origin), saved.config.model, tokenizer, saved.trained_length, params)
 
 
 def _of_folder(folder: Path, with_head: bool) -> Encoder:
@@ -95,7 +98,9 @@ def _of_folder(folder: Path, with_head: bool) -> Encoder:
         raise UserError(f"{folder} has no discriminator's head, which tells replaced tokens")
     found = jax.device_get(imported.state.params)
     found = found if with_head else parts(found)
-    return Encoder(str(folder), imported.config.model, tokenizer, lambda mesh: found)
+    model = imported.config.model
+    trained_length = tokenizer_files.max_length(folder, model.max_position_embeddings)
+    return Encoder(str(folder), model, tokenizer, trained_length, lambda mesh: found)
 
 
 def parts(params: Params) -> Params:

@@ -21,7 +21,7 @@ from electra_jax.reporting.health import Health
 from electra_jax.reporting.reporter import Reporter
 from electra_jax.reporting.writers import Console, JsonLines, is_evaluated, rows, writers_of
 from electra_jax.tasks import batches, kinds
-from electra_jax.tasks.config import FinetuneConfig, resolve
+from electra_jax.tasks.config import FinetuneConfig, check_steps, resolve
 from electra_jax.tasks.encoder import Encoder
 from electra_jax.tasks.examples import Example, TaskData
 from electra_jax.tasks.kinds import Feature
@@ -100,8 +100,12 @@ class Job:
             say(
                 f"{self.kind.num_cut:,} of {len(labelled):,} training texts are cut: task.max_length={data.task.max_length}"
             )
-        warning = kinds.check_vocabulary(self.train, encoder.tokenizer, encoder.name)
-        if warning:
+        warnings = [
+            kinds.check_vocabulary(self.train, encoder.tokenizer, encoder.name),
+            kinds.check_lengths(self.train, encoder.trained_length, encoder.name),
+            check_steps(config, len(self.train)),
+        ]
+        for warning in filter(None, warnings):
             say(f"WARNING: {warning}")
         self.splits = [
             Split(name, examples, self.kind.features(examples))
@@ -204,7 +208,7 @@ class _Run:
             end, state, position = loop.train(
                 self._config, state, start, job.train_step, self._batches(start.step),
                 self._evaluate if self._validation else None, checkpoints,
-                Saved(self._config, start.step, 0, job.data.digest, tokenizer), reporter,
+                Saved(self._config, start.step, 0, job.data.digest, tokenizer, 0), reporter,
                 self._interrupts, is_due, self._is_over,
             )  # fmt: skip
         finally:

@@ -124,6 +124,17 @@ def check_vocabulary(features: Sequence[Feature], tokenizer: Tokenizer, name: st
     return f"{text}; it may have been made for another language" if share > 0.05 else None
 
 
+def check_lengths(features: Sequence[Feature], trained_length: int, name: str) -> str | None:
+    """A warning where texts are longer than those that the encoder was trained on."""
+    share = np.mean([len(feature.input_ids) > trained_length for feature in features])
+    if not share:
+        return None
+    return (
+        f"{share:.0%} of the training texts are longer than the {trained_length} tokens that {name} was trained on: its positions "
+        f"beyond are untrained. Set task.max_length={trained_length}, or pretrain on longer sequences"
+    )
+
+
 def cut_pair(one: int, two: int, room: int) -> tuple[int, int]:
     """How many tokens of a pair fit: the longer loses the last of its tokens first, as in BERT."""
     first = min(one, max(room - two, (room + 1) // 2))

@@ -30,6 +30,7 @@ class Saved(NamedTuple):
     sequences: int  # consumed; the position in the data
     data: str  # digest of the data set; empty for imported weights, which have seen none
     tokenizer: dict[str, str]
+    trained_length: int  # tokens of the longest text that the weights have been trained on, whoever did
 
 
 class Origin(NamedTuple):
@@ -71,7 +72,8 @@ class Checkpoints:
         """Saves `state` as step `saved.step`; returns once it is copied, before it is written."""
         if saved.step == self.latest_step():
             return
-        run = {"config": to_dict(saved.config), "step": saved.step, "sequences": saved.sequences, "data": saved.data}
+        run = {"config": to_dict(saved.config), "step": saved.step, "sequences": saved.sequences, "data": saved.data,
+               "trained_length": saved.trained_length}  # fmt: skip
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(state.opt_state),
@@ -113,7 +115,9 @@ def read_saved(origin: Origin) -> Saved:
     folder = origin.path
     try:
         run, tokenizer = (json.loads((folder / name / "metadata").read_text()) for name in ("run", "tokenizer"))
-        return Saved(from_dict(run["config"]), run["step"], run["sequences"], run["data"], tokenizer)
+        return Saved(
+            from_dict(run["config"]), run["step"], run["sequences"], run["data"], tokenizer, run["trained_length"]
+        )
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise UserError(f"{folder} is no complete checkpoint ({error}); remove it to go on from an older one") from None
 

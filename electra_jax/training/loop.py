@@ -76,7 +76,8 @@ def train(
     total, skipped = config.train.num_train_steps, frozenset(config.train.skip_steps)
 
     def save() -> None:
-        checkpoints.save(state, saved._replace(**position._asdict()))
+        trained_length = max(saved.trained_length, config.phase(position.step - 1).length)
+        checkpoints.save(state, saved._replace(**position._asdict(), trained_length=trained_length))
 
     try:
         while True:
