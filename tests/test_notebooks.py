@@ -65,6 +65,8 @@ def test_your_own_corpus(place):
     assert re.search(r"disc_auc +0\.\d+", printed[6])
     assert "▁Paris" in printed[8] and re.search(r"\(1, \d+, 128\)", printed[8])
     assert len(re.findall(r"'[^']+'", printed[9].replace("text/plain", ""))) >= 5
+    (there,) = re.findall(r"```python\n(# french.py.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert (place / "french.py").read_text().rstrip() == there.rstrip()  # one journey, told twice
     card = (place / "french-electra" / "discriminator" / "README.md").read_text()
     assert "language: fr" in card.replace("- fr", "language: fr")
 

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -19,10 +20,11 @@ from conftest import ROOT, SMALL, config_file, embedded_documents, process_env, 
 
 from electra_jax import cli
 from electra_jax.config import Config
+from electra_jax.tasks.config import FinetuneConfig
 
 README = ROOT / "README.md"
 TEXT = README.read_text()
-SETTINGS = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- end -->)", re.S)
+SETTINGS = {"settings": Config, "settings of fine-tuning": FinetuneConfig}
 
 
 def commands() -> list[str]:
@@ -56,33 +58,43 @@ def test_a_command_is_one_that_works(command, capsys, monkeypatch):
     load(file.replace("NAME", "jsonl").replace("TASK", "CoLA"), overrides)
 
 
-def settings() -> str:
+def marked(name: str) -> re.Pattern:
+    """What stands between the marks of a table that is made of the code."""
+    return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", re.S)
+
+
+def settings(config: type, name: str) -> str:
     """The table of every setting, made of the code."""
-    lines = []
-    for section in dataclasses.fields(Config):
-        if not dataclasses.is_dataclass(section.type):
-            lines += ["| setting | default | |", "|---|---|---|", _line("seed", section)]
-            continue
-        lines += [_line(f"{section.name}.{field.name}", field) for field in dataclasses.fields(section.type)]
+    lines = ["| setting | default | |", "|---|---|---|"]
+    for section in dataclasses.fields(config):
+        if dataclasses.is_dataclass(section.type):
+            shown = section.default  # fine-tuning has defaults of its own for the sections they share
+            lines += [
+                _line(f"{section.name}.{f.name}", f, getattr(shown, f.name)) for f in dataclasses.fields(section.type)
+            ]
+        else:
+            lines.append(_line(section.name, section, section.default))
+    of = name.removeprefix("settings").strip() or "of pretraining"
     table = "\n".join(lines)
-    return f"<details><summary>Every setting of pretraining</summary>\n\n{table}\n\n</details>\n\n"
+    return f"<details><summary>Every setting {of}</summary>\n\n{table}\n\n</details>\n\n"
 
 
-def _line(name: str, field: dataclasses.Field) -> str:
+def _line(name: str, field: dataclasses.Field, default: typing.Any) -> str:
     choices = typing.get_args(field.type) if typing.get_origin(field.type) is typing.Literal else ()
     text = field.metadata["doc"]
     if choices and not all(f"`{choice}`" in text for choice in choices):
         text = f"{' or '.join(f'`{choice}`' for choice in choices)}: {text}"
-    return f"| `{name}` | `{field.default if field.default != '' else 'none'}` | {text.replace('|', 'or')} |"
+    text = text.replace("|", "\\|")
+    return f"| `{name}` | `{default if default != '' else 'none'}` | {text} |"
 
 
-def test_the_table_of_settings_is_that_of_the_code():
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_table_of_settings_is_that_of_the_code(name):
     """ELECTRA_JAX_WRITE_SETTINGS=1 writes it anew."""
-    import os
-
+    table = settings(SETTINGS[name], name)
     if os.environ.get("ELECTRA_JAX_WRITE_SETTINGS"):
-        README.write_text(SETTINGS.sub(lambda _: settings(), TEXT))
-    assert SETTINGS.search(README.read_text()).group(0) == settings()
+        README.write_text(marked(name).sub(lambda _: table, README.read_text(), count=1))
+    assert marked(name).search(README.read_text()).group(0) == table
 
 
 def test_every_message_in_troubleshooting_is_in_the_code():
@@ -181,10 +193,8 @@ def small_form(command: str, is_first: bool) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_commands_run_from_french_text_to_transformers(tmp_path):
+def test_the_commands_run_from_french_text_to_transformers(tmp_path, monkeypatch, capsys):
     """In the README's order, each on what those before it left: all but `growth` (hours) and those of a bucket."""
-    import transformers
-
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "french.py").write_text(re.search(r"```python\n(# french.py.*?)```", TEXT, re.S).group(1))
     texts = embedded_documents(300)
@@ -216,8 +226,10 @@ def test_the_commands_run_from_french_text_to_transformers(tmp_path):
         json.loads(line.removeprefix("ended: ")) for line in done.stdout.splitlines() if line.startswith("ended: ")
     ]
     assert [status for _, status in ended] == [0] * len(words), (ended[-1], done.stdout[-2000:], done.stderr[-3000:])
-    model = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "french-electra" / "discriminator")
-    assert model.config.model_type == "electra"
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(from transformers.*?)```", TEXT, re.S)
+    exec(example, found := {})
+    assert found["vectors"].shape[::2] == (1, 32) and len(capsys.readouterr().out.split(",")) == 5
 
 
 @pytest.mark.slow
