@@ -12,7 +12,7 @@ import filelock
 import jax
 from etils import epath
 
-from electra_jax import cli, config_loading, distributed, memory, storage
+from electra_jax import cli, config_loading, distributed, memory, resume, storage
 from electra_jax.analysis.flops import step_flops
 from electra_jax.analysis.hardware import peak_flops
 from electra_jax.config import Config
@@ -26,13 +26,11 @@ from electra_jax.reporting import report, run_info
 from electra_jax.reporting.health import Health
 from electra_jax.reporting.profile import profiled
 from electra_jax.reporting.reporter import Reporter
-from electra_jax.reporting.writers import Console, is_evaluated, require_wandb, writers_of
+from electra_jax.reporting.writers import Console, require_wandb, writers_of
 from electra_jax.training import checkpoint, loop, partitioning
-from electra_jax.training.checkpoint import Checkpoints, Origin, Saved
+from electra_jax.training.checkpoint import Checkpoints, Saved
 from electra_jax.training.interrupts import Interrupts
-from electra_jax.training.optimizer import ends_at_zero
 from electra_jax.training.setup import Setup, mesh_of
-from electra_jax.training.state import TrainState
 
 
 def main(argv: list[str]) -> int:
@@ -90,8 +88,11 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
       RunFailed: where the loss or a gradient is not finite.
     """
     # What can be refused is refused first: preparing the data may take hours.
-    require_wandb(config.reporting.wandb_project)
-    origin, weights = distributed.together(lambda: _origin(workdir, init, branch), "the checkpoint to begin with")
+    wandb_project = config.reporting.wandb_project if distributed.is_first() else ""
+    distributed.together(lambda: require_wandb(wandb_project), "Weights & Biases")
+    origin, weights = distributed.together(
+        lambda: resume.find_origin(workdir, init, branch), "the checkpoint to begin with"
+    )
     distributed.check_same(str(origin), "the checkpoint to go on from")
     resolved = json.dumps(config_loading.to_dict(config), indent=1)
     distributed.check_same(hashlib.sha256(resolved.encode()).hexdigest(), "the configuration")
@@ -99,11 +100,13 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
     evaluation_due = False
     if saved:
         is_own = origin.directory == workdir / "checkpoints"
-        _check_resume(saved, config)
+        resume.check_settings(saved, config)
         if is_own:
-            _check_not_cooled_down(saved, config, workdir)
-        evaluation_due = _evaluation_is_due(saved, config, workdir, is_own)
-        if not evaluation_due and _is_finished(saved, config, workdir, None if is_own else branch):
+            resume.check_not_cooled_down(saved, config, workdir)
+        evaluation_due = resume.evaluation_is_due(saved, config, workdir, is_own)
+        if not evaluation_due and resume.is_finished(saved, config, workdir, None if is_own else branch):
+            if distributed.is_first() and not (workdir / "report.html").exists():  # killed before it could be made
+                report.try_write(workdir, distributed.say)
             return 0
     mesh = mesh_of(config)
 
@@ -112,15 +115,12 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
         lambda: build.prepare(config, distributed.say, tokenizer), "preparing the data"
     )
     distributed.check_same(prepared.digest, "the data set")
-    if saved and saved.data and saved.data != prepared.digest:
-        raise UserError(
-            f"{origin} was trained on other data than {prepared.directories[0]} holds ({saved.data}, now {prepared.digest}), "
-            "so it cannot be resumed: put the old text back, or start a new run with --init"
-        )
+    if saved:
+        resume.check_data(saved, prepared, origin)
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)
     inputs = Inputs(setup, prepared)
     evaluator = Evaluator(setup, inputs, prepared, workdir)
-    state, start = _start(setup, prepared, origin, saved, weights)
+    state, start = resume.start_state(setup, prepared, origin, saved, weights)
     trained_length = checkpoint.read_saved(origin or weights).trained_length if origin or weights else 0
 
     info = _resolved(setup, prepared, inputs) | {
@@ -170,75 +170,6 @@ def _ended(end: loop.End, position: loop.Position, workdir: epath.Path) -> int:
     )
     print(f"{how} at step {position.step}; {stands}", flush=True)
     return 0 if end == loop.End.PREEMPTED else 130
-
-
-def _origin(workdir: epath.Path, init: str | None, branch: str | None) -> tuple[Origin | None, Origin | None]:
-    """The checkpoint whose whole state is gone on from, and the one that gives weights alone."""
-    own = checkpoint.saved_steps(workdir / "checkpoints")
-    if own:
-        if init or branch:
-            distributed.say(
-                f"{workdir} has checkpoints of its own and goes on from them; --init and --branch are for a new run"
-            )
-        return Origin(workdir / "checkpoints", own[-1]), None
-    return checkpoint.find(branch) if branch else None, checkpoint.find(init) if init else None
-
-
-def _evaluation_is_due(saved: Saved, config: Config, workdir: epath.Path, is_own: bool) -> bool:
-    """Whether a signal cut short the evaluation at the run's own last step."""
-    due = loop.is_evaluation_step(saved.step, config) and is_own and bool(saved.data)
-    return due and config.data.validation_fraction > 0 and not is_evaluated(workdir / "metrics.jsonl", saved.step)
-
-
-def _check_resume(saved: Saved, config: Config) -> None:
-    """Warns of what the run that goes on has changed; raises `UserError` where it may not."""
-    # An imported checkpoint has been trained on nothing here yet: it determines the model and the optimizer's state.
-    only = ("",) if saved.data else ("model.", "optimizer.bias_correction")
-    for warning in config_loading.check_resume(saved.config, config, only):
-        distributed.say(f"WARNING: {warning}")
-
-
-def _check_not_cooled_down(saved: Saved, config: Config, workdir: epath.Path) -> None:
-    """Raises `UserError` for a finished run that would be trained on: its learning rate has come to 0, and would rise again."""
-    was, now = saved.config.train.num_train_steps, config.train.num_train_steps
-    if saved.data and saved.step == was < now and ends_at_zero(saved.config.optimizer):
-        raise UserError(
-            f"{workdir} was finished at step {was:,}, its learning rate decayed to 0; config.train.num_train_steps={now} would "
-            f"raise it again and go on over what is there. Set {was} to leave it as it is, or train on elsewhere: "
-            f"--branch={workdir} --workdir=ANOTHER"
-        )
-
-
-def _is_finished(saved: Saved, config: Config, workdir: epath.Path, branch: str | None) -> bool:
-    """Whether the run has come to its end; raises `UserError` where there never was anything to do."""
-    if saved.step < config.train.num_train_steps:
-        return False
-    stands = f"it stands at step {saved.step:,} of config.train.num_train_steps={config.train.num_train_steps:,}"
-    if branch:
-        raise UserError(f"--branch={branch}: nothing is left to train, {stands}; raise the latter")
-    distributed.say(f"{workdir} is finished: {stands}")
-    return True
-
-
-def _start(
-    setup: Setup, prepared: build.Prepared, origin: Origin | None, saved: Saved | None, weights: Origin | None
-) -> tuple[TrainState, loop.Position]:
-    """The state to begin with: of a checkpoint, with another run's weights, or fresh."""
-    if origin and saved:
-        distributed.say(f"going on from {origin}")
-        return checkpoint.restore(origin, setup.abstract), loop.Position(saved.step, saved.sequences)
-    params = None
-    if weights:
-        there = tokenizer_lib.digest(tokenizer_lib.from_json(checkpoint.read_saved(weights).tokenizer))
-        if there != tokenizer_lib.digest(prepared.tokenizer):
-            raise UserError(
-                f"--init: {weights} was trained with vocabulary {there}, the data of this configuration have "
-                f"{tokenizer_lib.digest(prepared.tokenizer)}: its ids mean other tokens. Use the same tokenizer settings "
-                "and source, or tokenizer.vocab_file"
-            )
-        params = checkpoint.restore_params(weights, setup.abstract.params)
-        distributed.say(f"starting from the weights of {weights}")
-    return setup.init(params), loop.Position(0, 0)
 
 
 def _resolved(setup: Setup, prepared: build.Prepared, inputs: Inputs) -> dict[str, Any]:

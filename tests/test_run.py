@@ -138,9 +138,11 @@ def test_tensorboard_reads_the_events(finished):
 
 def test_a_finished_run_says_so(place, finished):
     before = (finished / "metrics.jsonl").read_text()
+    (finished / "report.html").unlink()  # as where it was killed before
     again = train(place, "undisturbed")
     assert again.returncode == 0
     assert "is finished: it stands at step 20" in again.stdout
+    assert (finished / "report.html").exists()
     assert (finished / "metrics.jsonl").read_text() == before
 
 

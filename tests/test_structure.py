@@ -46,6 +46,7 @@ COMMANDS = {path.stem for path in PACKAGE.glob("*.py")} - {
     "failure",
     "held_out",
     "inputs",
+    "resume",
     "storage",
 }
 

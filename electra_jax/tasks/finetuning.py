@@ -122,6 +122,8 @@ class Job:
         # Its attention kernel takes lengths of whole blocks.
         multiple = 128 if self.program.model.attention == "pallas" else 1
         self.lengths = batches.lengths_up_to(data.task.max_length, multiple)
+        if config.evaluation.patience and not self.validation:
+            say("WARNING: evaluation.patience has nothing to go by: there is no labelled validation set")
         self.train_step = memory.settled(self.program.train_step)
         self._predict = _predictor(self.program, predicting(encoder.model, self.kind))
         self._pretrained = encoder.params and encoder.params(mesh)

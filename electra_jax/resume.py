@@ -1,0 +1,93 @@
+"""What a run goes on from, and whether it may: a checkpoint of its own, another run's whole state, or weights alone."""
+
+from etils import epath
+
+from electra_jax import config_loading, distributed
+from electra_jax.config import Config
+from electra_jax.data import build
+from electra_jax.data import tokenizer as tokenizer_lib
+from electra_jax.errors import UserError
+from electra_jax.reporting.writers import is_evaluated
+from electra_jax.training import checkpoint, loop
+from electra_jax.training.checkpoint import Origin, Saved
+from electra_jax.training.optimizer import ends_at_zero
+from electra_jax.training.setup import Setup
+from electra_jax.training.state import TrainState
+
+
+def find_origin(workdir: epath.Path, init: str | None, branch: str | None) -> tuple[Origin | None, Origin | None]:
+    """The checkpoint whose whole state is gone on from, and the one that gives weights alone."""
+    own = checkpoint.saved_steps(workdir / "checkpoints")
+    if own:
+        if init or branch:
+            distributed.say(
+                f"{workdir} has checkpoints of its own and goes on from them; --init and --branch are for a new run"
+            )
+        return Origin(workdir / "checkpoints", own[-1]), None
+    return checkpoint.find(branch) if branch else None, checkpoint.find(init) if init else None
+
+
+def check_settings(saved: Saved, config: Config) -> None:
+    """Warns of what the run that goes on has changed; raises `UserError` where it may not."""
+    # An imported checkpoint has been trained on nothing here yet: it determines the model and the optimizer's state.
+    only = ("",) if saved.data else ("model.", "optimizer.bias_correction")
+    for warning in config_loading.check_resume(saved.config, config, only):
+        distributed.say(f"WARNING: {warning}")
+
+
+def check_not_cooled_down(saved: Saved, config: Config, workdir: epath.Path) -> None:
+    """Raises `UserError` for a finished run that would be trained on: its learning rate has come to 0, and would rise again."""
+    was, now = saved.config.train.num_train_steps, config.train.num_train_steps
+    if saved.data and saved.step == was < now and ends_at_zero(saved.config.optimizer):
+        raise UserError(
+            f"{workdir} was finished at step {was:,}, its learning rate decayed to 0; config.train.num_train_steps={now} would "
+            f"raise it again and go on over what is there. Set {was} to leave it as it is, or train on elsewhere: "
+            f"--branch={workdir} --workdir=ANOTHER"
+        )
+
+
+def check_data(saved: Saved, prepared: build.Prepared, origin: Origin) -> None:
+    """Raises `UserError` where the data are not those that the run has been trained on."""
+    if saved.data and saved.data != prepared.digest:
+        raise UserError(
+            f"{origin} was trained on other data than {prepared.directories[0]} holds ({saved.data}, now {prepared.digest}), "
+            "so it cannot be resumed: put the old text back, or start a new run with --init"
+        )
+
+
+def evaluation_is_due(saved: Saved, config: Config, workdir: epath.Path, is_own: bool) -> bool:
+    """Whether a signal cut short the evaluation at the run's own last step."""
+    due = loop.is_evaluation_step(saved.step, config) and is_own and bool(saved.data)
+    return due and config.data.validation_fraction > 0 and not is_evaluated(workdir / "metrics.jsonl", saved.step)
+
+
+def is_finished(saved: Saved, config: Config, workdir: epath.Path, branch: str | None) -> bool:
+    """Whether the run has come to its end; raises `UserError` where there never was anything to do."""
+    if saved.step < config.train.num_train_steps:
+        return False
+    stands = f"it stands at step {saved.step:,} of config.train.num_train_steps={config.train.num_train_steps:,}"
+    if branch:
+        raise UserError(f"--branch={branch}: nothing is left to train, {stands}; raise the latter")
+    distributed.say(f"{workdir} is finished: {stands}")
+    return True
+
+
+def start_state(
+    setup: Setup, prepared: build.Prepared, origin: Origin | None, saved: Saved | None, weights: Origin | None
+) -> tuple[TrainState, loop.Position]:
+    """The state to begin with: of a checkpoint, with another run's weights, or fresh; raises `UserError` where they do not fit."""
+    if origin and saved:
+        distributed.say(f"going on from {origin}")
+        return checkpoint.restore(origin, setup.abstract), loop.Position(saved.step, saved.sequences)
+    params = None
+    if weights:
+        there = tokenizer_lib.digest(tokenizer_lib.from_json(checkpoint.read_saved(weights).tokenizer))
+        if there != tokenizer_lib.digest(prepared.tokenizer):
+            raise UserError(
+                f"--init: {weights} was trained with vocabulary {there}, the data of this configuration have "
+                f"{tokenizer_lib.digest(prepared.tokenizer)}: its ids mean other tokens. Use the same tokenizer settings "
+                "and source, or tokenizer.vocab_file"
+            )
+        params = checkpoint.restore_params(weights, setup.abstract.params)
+        distributed.say(f"starting from the weights of {weights}")
+    return setup.init(params), loop.Position(0, 0)
