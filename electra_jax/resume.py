@@ -27,18 +27,15 @@ def find_origin(workdir: epath.Path, init: str | None, branch: str | None) -> tu
     return checkpoint.find(branch) if branch else None, checkpoint.find(init) if init else None
 
 
-def check_settings(saved: Saved, config: Config) -> None:
+def check(saved: Saved, config: Config, workdir: epath.Path, origin: Origin) -> None:
     """Warns of what the run that goes on has changed; raises `UserError` where it may not."""
     # An imported checkpoint has been trained on nothing here yet: it determines the model and the optimizer's state.
     only = ("",) if saved.data else ("model.", "optimizer.bias_correction")
     for warning in config_loading.check_resume(saved.config, config, only):
         distributed.say(f"WARNING: {warning}")
-
-
-def check_not_cooled_down(saved: Saved, config: Config, workdir: epath.Path) -> None:
-    """Raises `UserError` for a finished run that would be trained on: its learning rate has come to 0, and would rise again."""
     was, now = saved.config.train.num_train_steps, config.train.num_train_steps
-    if saved.data and saved.step == was < now and ends_at_zero(saved.config.optimizer):
+    is_finished = saved.data and saved.step == was and ends_at_zero(saved.config.optimizer)
+    if is_finished and now > was and _is_own(origin, workdir):
         raise UserError(
             f"{workdir} was finished at step {was:,}, its learning rate decayed to 0; config.train.num_train_steps={now} would "
             f"raise it again and go on over what is there. Set {was} to leave it as it is, or train on elsewhere: "
@@ -55,21 +52,25 @@ def check_data(saved: Saved, prepared: build.Prepared, origin: Origin) -> None:
         )
 
 
-def evaluation_is_due(saved: Saved, config: Config, workdir: epath.Path, is_own: bool) -> bool:
+def evaluation_is_due(saved: Saved, config: Config, workdir: epath.Path, origin: Origin) -> bool:
     """Whether a signal cut short the evaluation at the run's own last step."""
-    due = loop.is_evaluation_step(saved.step, config) and is_own and bool(saved.data)
+    due = loop.is_evaluation_step(saved.step, config) and _is_own(origin, workdir) and bool(saved.data)
     return due and config.data.validation_fraction > 0 and not is_evaluated(workdir / "metrics.jsonl", saved.step)
 
 
-def is_finished(saved: Saved, config: Config, workdir: epath.Path, branch: str | None) -> bool:
-    """Whether the run has come to its end; raises `UserError` where there never was anything to do."""
+def is_finished(saved: Saved, config: Config, workdir: epath.Path, origin: Origin) -> bool:
+    """Whether the run has come to its end; raises `UserError` where a branch has nothing to do."""
     if saved.step < config.train.num_train_steps:
         return False
     stands = f"it stands at step {saved.step:,} of config.train.num_train_steps={config.train.num_train_steps:,}"
-    if branch:
-        raise UserError(f"--branch={branch}: nothing is left to train, {stands}; raise the latter")
+    if not _is_own(origin, workdir):
+        raise UserError(f"--branch={origin}: nothing is left to train, {stands}; raise the latter")
     distributed.say(f"{workdir} is finished: {stands}")
     return True
+
+
+def _is_own(origin: Origin, workdir: epath.Path) -> bool:
+    return origin.directory == workdir / "checkpoints"
 
 
 def start_state(

@@ -99,12 +99,9 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
     saved = distributed.together(lambda: checkpoint.read_saved(origin) if origin else None, "reading the checkpoint")
     evaluation_due = False
     if saved:
-        is_own = origin.directory == workdir / "checkpoints"
-        resume.check_settings(saved, config)
-        if is_own:
-            resume.check_not_cooled_down(saved, config, workdir)
-        evaluation_due = resume.evaluation_is_due(saved, config, workdir, is_own)
-        if not evaluation_due and resume.is_finished(saved, config, workdir, None if is_own else branch):
+        resume.check(saved, config, workdir, origin)
+        evaluation_due = resume.evaluation_is_due(saved, config, workdir, origin)
+        if not evaluation_due and resume.is_finished(saved, config, workdir, origin):
             if distributed.is_first() and not (workdir / "report.html").exists():  # killed before it could be made
                 report.try_write(workdir, distributed.say)
             return 0
