@@ -21,9 +21,14 @@ case $ACTION in
     version=$(ask 3.12 "${OPTION[python]}" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || die "--python=${OPTION[python]} does not run"
     [[ ${version#3.} -ge 11 ]] || die "--python=${OPTION[python]} is $version; 3.11 or newer is needed, 3.12 is faster"
     run nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv
-    if ! (cd "$ROOT" && .venv/bin/python -c 'import electra_jax') 2> /dev/null; then
-      run "${OPTION[python]}" -m venv "$ROOT/.venv"
-      run "$ROOT/.venv/bin/pip" install --quiet --editable "${ROOT}[cuda]"
+    driver=$(ask 580 nvidia-smi --query-gpu=driver_version --format=csv,noheader)
+    extra=cuda
+    [[ ${driver%%.*} -ge 580 ]] || extra=cuda12
+    # An environment that was made for the CPU would train on the CPU, without a word.
+    if ! (cd "$ROOT" && .venv/bin/python -c 'import electra_jax, pkgutil, jax_plugins
+assert any("cuda" in module.name for module in pkgutil.iter_modules(jax_plugins.__path__))') 2> /dev/null; then
+      [[ -x $ROOT/.venv/bin/python ]] || run "${OPTION[python]}" -m venv "$ROOT/.venv"
+      run "$ROOT/.venv/bin/pip" install --quiet --editable "${ROOT}[$extra]"
     fi
     run mkdir -p "${OPTION[workdir]}"
     train=("$ROOT/.venv/bin/python" -u -m electra_jax.train "--config=${OPTION[config]}" "--workdir=${OPTION[workdir]}" "${TRAIN_ARGS[@]}")

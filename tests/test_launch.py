@@ -66,7 +66,7 @@ class Place:
         """What the stand-ins say: by a part of the command line, answers in turn; the last one stays."""
         usual = {
             "get-value project": ["my-project"], "buckets describe": ["US-CENTRAL1"], "queued-resources describe": ["ACTIVE"],
-            "get nodes": ["node/a"],
+            "get nodes": ["node/a"], "driver_version": ["580.65.06"],
         }  # fmt: skip
         (self.bin / "rules").write_text(json.dumps(list({**usual, **rules}.items())))
         (self.bin / "calls").write_text("")
@@ -310,11 +310,15 @@ def test_a_run_on_this_machines_gpus(place, tmp_path, corpus_file):
     python = place.root / ".venv" / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
+    shutil.copy(place.bin / "nvidia-smi", python.with_name("pip"))  # this environment is one for the CPU
+    for name in ("rules", "calls"):
+        python.with_name(name).write_text("[]" if name == "rules" else "")
     values = {**SMALL, "data": {**SMALL["data"], "source": str(corpus_file)}, "evaluation": {"interval_steps": 10**6}}
     config_file(place.root / "mine.py", values | {"train": {**SMALL["train"], "num_train_steps": 10**6}})
     run = ["--workdir=run", f"--python={sys.executable}"]
     done = place.run("gpu.sh", "start", *run, "--config=mine.py")
     assert done.returncode == 0, done.stderr
+    assert f"install --quiet --editable {place.root}[cuda]" in done.stdout.replace("\\", "")
     log = place.root / "run" / "train.log"
     for _ in range(1200):
         if "step 2/" in log.read_text():
@@ -330,6 +334,14 @@ def test_a_run_on_this_machines_gpus(place, tmp_path, corpus_file):
         time.sleep(0.1)
     assert "preempted at step" in log.read_text()
     assert place.run("gpu.sh", "stop", *run).returncode == 2
+    place.answer(driver_version=["550.90.07"])
+    older = place.run(
+        "gpu.sh", "start", "--workdir=older", "--config=mine.py", "--dry_run", f"--python={sys.executable}"
+    )
+    assert "[cuda]" in older.stdout.replace("\\", "")  # it asks nothing
+    done = place.run("gpu.sh", "start", "--workdir=older", "--config=mine.py", f"--python={sys.executable}")
+    assert f"--editable {place.root}[cuda12]" in done.stdout.replace("\\", "")
+    assert place.run("gpu.sh", "stop", "--workdir=older").returncode == 0
 
 
 BAD = [
