@@ -118,7 +118,9 @@ class ModelConfig:
         "auto", "what the backward pass computes again of a layer; `dots`: all but products; `auto`: by unroll", FREE
     )
     attention: Literal["auto", "reference", "pallas", "cudnn"] = setting(
-        "auto", "how attention is computed; `auto`: our kernel on TPUs, cuDNN where it can (bfloat16, no dropout)", FREE
+        "auto",
+        "how attention is computed; `auto`: our kernel on TPUs, cuDNN where it can (bfloat16, no dropout), else `reference`, plain",
+        FREE,
     )
     unroll: Literal["auto", "all", "none"] = setting("auto", "layers written out (remat none) or a loop (dots)", FREE)
 
@@ -206,7 +208,7 @@ class OptimizerConfig:
         "what is clipped: the batch's gradient, or the reference's: each replica's, which are then summed",
         WARN,
     )
-    layerwise_decay: float = setting(1.0, "what a layer's learning rate is of that above it", WARN)
+    layerwise_decay: float = setting(1.0, "learning rate of a layer, as a fraction of that of the layer above", WARN)
     layerwise_rule: Literal["fixed", "reference"] = setting(
         "fixed", "the layer below the heads: `fixed`: decays once; `reference`: twice, off by one", WARN
     )

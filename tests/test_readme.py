@@ -172,12 +172,10 @@ ELSEWHERE = {
 }
 
 
-def small_form(command: str, is_first: bool) -> list[str]:
+def small_form(command: str) -> list[str]:
     """The words of a command of the README as the test runs it."""
     for name, other in ELSEWHERE.items():
         command = command.replace(name, other)
-    if "corpus/*.jsonl.zst" in command:  # the other runs/mine is imported
-        command = command.replace("runs/mine", "runs/mine_first")
     words = shlex.split(command)[2:]
     name = words[0].removeprefix("electra_jax.")
     more = list(SMALL_FORM.get(name, ()))
@@ -185,10 +183,8 @@ def small_form(command: str, is_first: bool) -> list[str]:
         steps = 30 if "probe" in command else 20  # the probe is of a run that goes on
         more += [f"--config.train.num_train_steps={steps}", "--config.optimizer.warmup_steps=5"]
         more += ["--config.probe.interval_steps=10"] if "probe" in command else []
-    if "runs/mine/config.py" in command:
+    if "runs/imported/config.py" in command:
         more = [word for word in more if ".model." not in word and "vocab_size" not in word]
-    if name == "finetune" and is_first:
-        more.append("--workdir=runs/judged")  # both would go to the same place
     return [*words, *more] if "<" not in words else words
 
 
@@ -216,7 +212,7 @@ def test_the_commands_run_from_french_text_to_transformers(tmp_path, monkeypatch
         is_mention = "..." in command or "[" in command or " --" not in command or "--find_batch" in command
         if is_mention or "gs://" in command or "electra_jax.growth" in command:
             continue
-        words.append(small_form(command, not any("finetune" in other[0] for other in words)))
+        words.append(small_form(command))
     (tmp_path / "commands.json").write_text(json.dumps(words))
     (tmp_path / "run_all.py").write_text(RUN_ALL)
     done = subprocess.run(

@@ -75,7 +75,7 @@ class FinetuneOptimizerConfig:
     learning_rate: float = setting(1e-4, "the peak", WARN)
     schedule: Literal["linear", "linear_after_warmup", "cosine"] = setting("linear", "as in pretraining", WARN)
     warmup_fraction: float = setting(0.1, "share of the steps that warm up", WARN)
-    layerwise_decay: float = setting(0.8, "what a layer's learning rate is of that above it", WARN)
+    layerwise_decay: float = setting(0.8, "learning rate of a layer, as a fraction of that of the layer above", WARN)
     layerwise_rule: Literal["fixed", "reference"] = setting(
         "fixed", "the layer below the head: decays once, or as in the reference twice", WARN
     )
