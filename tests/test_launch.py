@@ -1,5 +1,6 @@
 """The launch scripts, against stand-ins for the clouds' commands that write down how they were called."""
 
+import functools
 import json
 import os
 import re
@@ -304,7 +305,7 @@ def test_a_slurm_job_is_submitted_and_requeued(place, tmp_path):
     assert "--jobs=4711" in place.calls[-1]
 
 
-def test_a_run_on_this_machines_gpus(place, tmp_path, corpus_file):
+def test_a_run_on_this_machines_gpus(place, corpus_file, request):
     """A real run, detached: its status, its log, and SIGTERM, after which it has saved."""
     (place.root / ".venv" / "bin").mkdir(parents=True)
     python = place.root / ".venv" / "bin" / "python"
@@ -316,6 +317,8 @@ def test_a_run_on_this_machines_gpus(place, tmp_path, corpus_file):
     values = {**SMALL, "data": {**SMALL["data"], "source": str(corpus_file)}, "evaluation": {"interval_steps": 10**6}}
     config_file(place.root / "mine.py", values | {"train": {**SMALL["train"], "num_train_steps": 10**6}})
     run = ["--workdir=run", f"--python={sys.executable}"]
+    for name in ("run", "older"):  # whatever fails, no run goes on for ever
+        request.addfinalizer(functools.partial(place.run, "gpu.sh", "stop", f"--workdir={name}"))
     done = place.run("gpu.sh", "start", *run, "--config=mine.py")
     assert done.returncode == 0, done.stderr
     assert f"install --quiet --editable {place.root}[cuda]" in done.stdout.replace("\\", "")
