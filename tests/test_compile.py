@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from electra_jax.analysis.flops import step_flops
 from electra_jax.config_loading import from_dict
 from electra_jax.errors import UserError
 from electra_jax.models.electra import Architecture
+from electra_jax.training import partitioning
 
 pytestmark = pytest.mark.slow
 MODEL = {**SMALL["model"], "num_hidden_layers": 2, "dtype": "bfloat16"}
@@ -159,6 +161,16 @@ def test_bad_topologies(place, slices, part):
 def test_a_folder_that_is_not_there_is_said_before_compiling(place):
     done = compile_for(place, "v5e:1x1", "--json=no/such.json")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "no such folder" in done.stderr
+
+
+def test_a_pass_that_sums_parts_wrongly_is_left_out():
+    """Where rows of a table are shared out and a batch is computed in parts, on a TPU; the compiler takes the option."""
+    device = types.SimpleNamespace(platform="tpu", slice_index=0)
+    meshes = {size: types.SimpleNamespace(devices=np.array([device]), shape={"tensor": size}) for size in (1, 2)}
+    found = {(size, parts): partitioning.compiler_options(meshes[size], parts) for size in (1, 2) for parts in (1, 2)}
+    disabled = found.pop((2, 2))
+    assert disabled == {"xla_disable_hlo_passes": "while-loop-all-reduce-code-motion"} and not any(found.values())
+    jax.jit(lambda x: x, compiler_options=disabled)(1)
 
 
 def test_topologies_by_name():

@@ -78,10 +78,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(array, tuple(filled), axis_types=(AxisType.Auto,) * 3)
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """Options of the compiler that programs for `mesh` need."""
-    # Without it the TPU compiler (libtpu 0.0.50) ends at gradients between slices: `AllReduceScatterFusion not implemented`.
-    return {"xla_tpu_decompose_every_reduce_scatters_hlos": "true"} if _slices(mesh.devices.flat) > 1 else {}
+def compiler_options(mesh: Mesh, accumulation: int = 1) -> dict[str, str]:
+    """Options of the compiler that programs for `mesh`, which compute a batch in `accumulation` parts, need."""
+    options = {}
+    if _slices(mesh.devices.flat) > 1:
+        # Without it the TPU compiler (libtpu 0.0.50) ends at gradients between slices: `AllReduceScatterFusion not implemented`.
+        options["xla_tpu_decompose_every_reduce_scatters_hlos"] = "true"
+    if mesh.devices.flat[0].platform == "tpu" and mesh.shape["tensor"] > 1 and accumulation > 1:
+        # It sums the gradient of a table that is shared out by rows wrongly over the parts (openxla/xla, issue 49143).
+        options["xla_disable_hlo_passes"] = "while-loop-all-reduce-code-motion"
+    return options
 
 
 def _slices(devices: Iterable[jax.Device]) -> int:

@@ -102,7 +102,7 @@ def make_train_step(config: Config, architecture: Architecture, objective: Objec
         in_shardings=(shardings, NamedSharding(mesh, BATCH)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options(mesh),
+        compiler_options=compiler_options(mesh, config.train.gradient_accumulation_steps),
     )
 
 
