@@ -118,9 +118,7 @@ class ModelConfig:
         "auto", "what the backward pass computes again of a layer; `dots`: all but products; `auto`: by unroll", FREE
     )
     attention: Literal["auto", "reference", "pallas", "cudnn"] = setting(
-        "auto",
-        "how attention is computed; `auto`: our kernel on TPUs, cuDNN where it can (bfloat16, no dropout), else `reference`, plain",
-        FREE,
+        "auto", "`auto`: our kernel on TPUs, cuDNN where it can (bfloat16, no dropout), else `reference`, plain", FREE
     )
     unroll: Literal["auto", "all", "none"] = setting("auto", "layers written out (remat none) or a loop (dots)", FREE)
 

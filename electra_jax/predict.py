@@ -22,6 +22,7 @@ from electra_jax.tasks.of_kind import predicting
 
 # Examples that are read before they are sorted by length and labelled.
 _BUFFER = 4096
+_BY_SUFFIX = {".jsonl": "jsonl", ".tsv": "tsv", ".json": "squad", ".conll": "conll", ".conllu": "conllu"}
 
 
 def main(argv: list[str]) -> None:
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="a folder that finetune wrote: WORKDIR/model")
     parser.add_argument("--input", metavar="FILE", default="-", help="default: standard input")
     parser.add_argument("--output", metavar="FILE", default="-", help="where the labels go (default: standard output)")
-    parser.add_argument("--format", choices=("auto", "text", "jsonl", "tsv", "conll", "conllu"), default="auto")
+    parser.add_argument("--format", choices=("auto", "text", *_BY_SUFFIX.values()), default="auto")
     parser.add_argument("--batch_size", type=cli.positive, default=32, metavar="N")
     args, _ = cli.parse(parser, argv)
     kind, model, params = folder.read(cli.local_path("--model", args.model))
@@ -68,7 +69,7 @@ class Labeller:
 
 def _rows(source: IO[str], name: str, form: str, task: TaskConfig) -> Iterator[Row]:
     if form == "auto":
-        form = {".jsonl": "jsonl", ".tsv": "tsv", ".conll": "conll", ".conllu": "conllu"}.get(Path(name).suffix, "text")
+        form = _BY_SUFFIX.get(Path(name).suffix, "text")
     if form != "text":
         return formats.from_lines(source, name, form, task)
     return _text(source, name, task)

@@ -458,3 +458,19 @@ def test_predict_names_what_it_cannot_label(place, tiny_job, tmp_path):
         said = run_module("predict", f"--model={tmp_path / 'model'}", f"--input={tmp_path / 'in.txt'}", cwd=place)
         message = message.replace("standard input", str(tmp_path / "in.txt"))
         assert said.returncode == 2 and message in said.stderr and said.stderr.count("\n") == 1, said.stderr
+
+
+def test_predict_reads_squads_own_file(place, tiny_job, tmp_path, capsys):
+    """The same answers as for the same questions a line each, under their own names."""
+    from electra_jax.tasks.folder import write
+
+    sizes = {"max_length": 32, "max_query_length": 8, "doc_stride": 8}
+    job = tiny_job("question answering", task={"path": str(place / "question_answering"), **sizes})
+    about = {"seed": 0, "step": 0, "metric": "f1", "figures": {}, "from": "x"}
+    write(tmp_path / "model", job.initial(0), job.encoder.model, job.kind, about)
+    asked = [{"id": "q1", "question": "Who ran?"}, {"id": "q2", "question": "Where?"}]
+    context = "The fox ran home. It was in the forest."
+    (tmp_path / "asked.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": asked}]}]}))
+    task_data.write_lines(tmp_path / "asked.jsonl", [{**one, "context": context} for one in asked])
+    whole, by_line = (predicted(capsys, tmp_path / "model", tmp_path / name) for name in ("asked.json", "asked.jsonl"))
+    assert [one["id"] for one in whole] == ["q1", "q2"] and whole == by_line

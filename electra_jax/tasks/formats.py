@@ -98,9 +98,6 @@ def rows(path: Path, task: TaskConfig) -> Iterator[Row]:
     kind = task.format if task.format != "auto" else _FORMATS.get(path.suffix.lstrip("."), "")
     if kind in ("", "tfds"):
         raise UserError(f"{path}: what is in it does not follow from its name; set config.task.format")
-    if kind == "squad":
-        yield from _squad(path)
-        return
     try:
         with path.open(encoding="utf-8", newline="") as file:
             yield from from_lines(file, str(path), kind, task)
@@ -111,11 +108,13 @@ def rows(path: Path, task: TaskConfig) -> Iterator[Row]:
 
 
 def from_lines(lines: Iterable[str], name: str, kind: str, task: TaskConfig) -> Iterator[Row]:
-    """The rows of an open file of format `kind`: jsonl, tsv, conll or conllu; `name` is for messages."""
+    """The rows of an open file of format `kind`: jsonl, tsv, squad, conll or conllu; `name` is for messages."""
     if kind == "jsonl":
         return _json_lines(lines, name)
     if kind == "tsv":
         return _tsv(lines, name, task)
+    if kind == "squad":
+        return _squad("".join(lines), name)
     return _sentences(lines, name, kind, task.label)
 
 
@@ -192,26 +191,24 @@ def _sentences(lines: Iterable[str], name: str, kind: str, column: str) -> Itera
         tags.append(tag)
 
 
-def _squad(path: Path) -> Iterator[Row]:
+def _squad(text: str, name: str) -> Iterator[Row]:
     """The official JSON of SQuAD 1.1 and 2.0: data > paragraphs > qas."""
     number = 0
     try:
-        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        articles = json.loads(text)["data"]
         for article in articles:
             for paragraph in article["paragraphs"]:
                 for question in paragraph["qas"]:
-                    where = f"{path}: question {question['id']}"
+                    where = f"{name}: question {question['id']}"
                     answers = question.get("answers")
                     values = {"id": question["id"], "question": question["question"], "context": paragraph["context"]}
                     yield Row(where, number, values | ({} if answers is None else {"answers": answers}))
                     number += 1
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno} is no JSON ({error.msg})") from None
+        raise UserError(f"{name}:{error.lineno} is no JSON ({error.msg})") from None
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{path}, after {number:,} questions: not SQuAD's form, data > paragraphs > qas ({error!r})"
+            f"{name}, after {number:,} questions: not SQuAD's form, data > paragraphs > qas ({error!r})"
         ) from None
 
 
