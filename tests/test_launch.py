@@ -47,6 +47,17 @@ for rule in rules:
 """
 
 
+LATE = """#!{python}
+import sys, time
+with open(sys.argv[1], "w") as file:
+    for line in sys.stdin:
+        print(line, end="", flush=True)
+        time.sleep(1)
+        file.write(line)
+        file.flush()
+"""
+
+
 class Place:
     """A copy of the repository's scripts and configurations, and a PATH with stand-ins."""
 
@@ -237,13 +248,20 @@ def test_a_pod_that_is_preempted_fails_so_that_the_set_starts_again(place, tmp_p
     args = yaml.safe_load((place.root / "mine.jobset.yaml").read_text())["spec"]["replicatedJobs"][0]["template"][
         "spec"
     ]["template"]["spec"]
-    lines = args["containers"][0]["args"][0].splitlines()[1:]
+    script = args["containers"][0]["args"][0]
+    (train,) = (line for line in script.splitlines() if "electra_jax.train" in line)
+    # A log that is written late, as on a busy machine.
+    (place.bin / "tee").write_text(LATE.format(python=sys.executable))
+    (place.bin / "tee").chmod(0o755)
 
     def start(program: str) -> subprocess.Popen:
         (tmp_path / "program.py").write_text(program)
-        script = "\n".join([f"{sys.executable} -u {tmp_path}/program.py > >(tee /tmp/log) &", *lines])
-        script = script.replace("/tmp/log", f"{tmp_path}/log")
-        return subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True)
+        own = script.replace(train, "PROGRAM > /tmp/out &")
+        for name in ("out", "log"):
+            own = own.replace(f"/tmp/{name}", f"{tmp_path}/{name}")
+        own = own.replace("PROGRAM", f"{sys.executable} -u {tmp_path}/program.py")
+        env = os.environ | {"PATH": f"{place.bin}{os.pathsep}{os.environ['PATH']}"}
+        return subprocess.Popen(["bash", "-c", own], stdout=subprocess.PIPE, text=True, env=env)
 
     stops = (
         "import signal, sys, time\n"
