@@ -41,7 +41,8 @@ def main(argv: list[str]) -> None:
     kind, model, params = folder.read(cli.local_path("--model", args.model))
     label = Labeller(kind, predicting(model, kind), jax.device_put(params), args.batch_size)
     with _opened(args.input, "r", sys.stdin) as source, _opened(args.output, "w", sys.stdout) as target:
-        rows = _rows(source, args.input, args.format, kind.task)
+        name = "standard input" if args.input == "-" else args.input
+        rows = _rows(source, name, args.format, kind.task)
         for chunk in _chunks(rows):
             found = examples.of_rows(kind.task, chunk)
             for example, prediction in zip(found, label(found)):

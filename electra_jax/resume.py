@@ -10,14 +10,20 @@ from electra_jax.errors import UserError
 from electra_jax.reporting.writers import is_evaluated
 from electra_jax.training import checkpoint, loop
 from electra_jax.training.checkpoint import Origin, Saved
-from electra_jax.training.optimizer import ends_at_zero
+from electra_jax.training.optimizer import cooldown_start, ends_at_zero
 from electra_jax.training.setup import Setup
 from electra_jax.training.state import TrainState
 
 
 def find_origin(workdir: epath.Path, init: str | None, branch: str | None) -> tuple[Origin | None, Origin | None]:
-    """The checkpoint whose whole state is gone on from, and the one that gives weights alone."""
+    """The checkpoint whose whole state is gone on from, and the one that gives weights alone.
+
+    Raises:
+      UserError: where there is no such checkpoint, or the work directory is that of a fine-tuning.
+    """
     own = checkpoint.saved_steps(workdir / "checkpoints")
+    if any(workdir.glob("seed-*")):
+        raise UserError(f"--workdir={workdir} holds a fine-tuning; pretraining needs a directory of its own")
     if own:
         if init or branch:
             distributed.say(
@@ -29,18 +35,20 @@ def find_origin(workdir: epath.Path, init: str | None, branch: str | None) -> tu
 
 def check(saved: Saved, config: Config, workdir: epath.Path, origin: Origin) -> None:
     """Warns of what the run that goes on has changed; raises `UserError` where it may not."""
+    was, now = saved.config.train.num_train_steps, config.train.num_train_steps
+    is_finished = saved.data and saved.step == was and ends_at_zero(saved.config.optimizer)
+    if is_finished and now > was and _is_own(origin, workdir):
+        begin = cooldown_start(saved.config)
+        before = f"{workdir}@{begin}" if begin in checkpoint.saved_steps(workdir / "checkpoints") else workdir
+        raise UserError(
+            f"{workdir} was finished at step {was:,}, its learning rate decayed to 0; config.train.num_train_steps={now} would "
+            f"raise it again and go on over what is there. Set {was} to leave it as it is, or train on elsewhere: "
+            f"--branch={before} --workdir=ANOTHER"
+        )
     # An imported checkpoint has been trained on nothing here yet: it determines the model and the optimizer's state.
     only = ("",) if saved.data else ("model.", "optimizer.bias_correction")
     for warning in config_loading.check_resume(saved.config, config, only):
         distributed.say(f"WARNING: {warning}")
-    was, now = saved.config.train.num_train_steps, config.train.num_train_steps
-    is_finished = saved.data and saved.step == was and ends_at_zero(saved.config.optimizer)
-    if is_finished and now > was and _is_own(origin, workdir):
-        raise UserError(
-            f"{workdir} was finished at step {was:,}, its learning rate decayed to 0; config.train.num_train_steps={now} would "
-            f"raise it again and go on over what is there. Set {was} to leave it as it is, or train on elsewhere: "
-            f"--branch={workdir} --workdir=ANOTHER"
-        )
 
 
 def check_data(saved: Saved, prepared: build.Prepared, origin: Origin) -> None:

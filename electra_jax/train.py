@@ -30,6 +30,7 @@ from electra_jax.reporting.writers import Console, require_wandb, writers_of
 from electra_jax.training import checkpoint, loop, partitioning
 from electra_jax.training.checkpoint import Checkpoints, Saved
 from electra_jax.training.interrupts import Interrupts
+from electra_jax.training.optimizer import cooldown_start
 from electra_jax.training.setup import Setup, mesh_of
 
 
@@ -130,7 +131,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
         (workdir / "config.json").write_text(resolved)
 
     distributed.say("compiling, which takes up to minutes the first time")
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, cooldown_start(config))
     reporter = _reporter(setup, inputs, workdir, start, info)
     profile_steps = config.reporting.profile_steps if distributed.is_first() else 0
     profiling = profiled(memory.settled(setup.train_step), profile_steps, workdir / "profile", reporter.console.say)

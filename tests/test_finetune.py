@@ -444,6 +444,8 @@ def test_other_data_in_the_same_place_are_refused(place, tmp_path):
     task_data.write_lines(data / "test.jsonl", [{"text": "Good! another", "label": 1}])
     again = run_module("finetune", *flags, cwd=place)
     assert again.returncode == 2 and "holds runs with data=" in again.stderr
+    into = run_module("finetune", *flags, f"--workdir={place / 'pretrained'}", cwd=place)
+    assert into.returncode == 2 and "holds a pretraining run" in into.stderr
 
 
 def test_predict_names_what_it_cannot_label(place, tiny_job, tmp_path):

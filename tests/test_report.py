@@ -145,6 +145,31 @@ def test_runs_of_the_same_name_are_told_apart(runs, capsys):
     assert names == [f"{runs.parent.name}/{runs.name}/one", f"again/{runs.name}/one"]
 
 
+def test_a_fine_tuning_says_what_it_came_to(runs):
+    """The reported figure, seeds that collapsed, and of each seed the figures of the weights that were kept."""
+    figures = {
+        split: {"f1": {"values": values}} for split, values in (("validation", [0.75, 0.5]), ("test", [0.7, 0.4]))
+    }
+    found = {
+        "metric": "f1",
+        "split": "test",
+        "values": [0.7, 0.4],
+        "mean": 0.55,
+        "standard_deviation": 0.2121,
+        "init": "x/y",
+    }
+    found |= {"figures": figures, "seeds": [{"seed": 0}, {"seed": 3}], "collapsed": [{"seed": 1}]}
+    (runs / "results.json").write_text(json.dumps(found))
+    (runs / "one").rename(runs / "seed-0")
+    (runs / "two").rename(runs / "seed-3")
+    report.write([runs], runs / "page.html")
+    text = Page((runs / "page.html").read_text()).text
+    assert "test f1 0.5500, mean of 2 seeds, standard deviation 0.2121; collapsed: seed 1" in text
+    assert [
+        text.count(f"f1, {split}, as kept{value}") for split, value in (("validation", "0.750"), ("test", "0.400"))
+    ] == [1, 1]
+
+
 def test_a_report_that_cannot_be_made_is_a_warning(runs, capsys):
     (runs / "one" / "report.html").mkdir()
     report.try_write(runs / "one", print)

@@ -241,6 +241,13 @@ def test_branch_init_and_a_longer_run(place, finished):
     assert [row["step"] for row in rows] == [12, 14, 16]
     rates = [row["learning_rate"] for row in rows]
     np.testing.assert_allclose(rates, [1e-3 * (16 - step) / 6 for step in (11, 13, 15)], rtol=1e-5)
+    level = train(place, "level", "--config.train.num_train_steps=13", *cooldown[:1], "--config.optimizer.cooldown_steps=6",
+                  "--config.checkpoint.max_to_keep=1")  # fmt: skip
+    assert level.returncode == 0 and checkpoint.saved_steps(place / "level" / "checkpoints") == [7, 13]
+    more = train(
+        place, "level", "--config.train.num_train_steps=30", *cooldown[:1], "--config.optimizer.cooldown_steps=6"
+    )
+    assert more.returncode == 2 and "level@7 --workdir=ANOTHER" in more.stderr and "WARNING" not in more.stdout
     started = train(place, "init", f"--init={finished}", "--config.train.num_train_steps=2")
     assert started.returncode == 0, started.stdout + started.stderr
     fresh = metrics(finished)[0]["masked_lm_loss"]
@@ -254,6 +261,9 @@ def test_branch_init_and_a_longer_run(place, finished):
     assert (longer.returncode, longer.stderr.count("\n")) == (2, 1)
     assert "was finished at step 20" in longer.stderr and f"--branch={finished} --workdir=" in longer.stderr
     assert checkpoint.saved_steps(finished / "checkpoints")[-1] == 20
+    (place / "tuned" / "seed-0").mkdir(parents=True)
+    wrong = train(place, "tuned")
+    assert wrong.returncode == 2 and "tuned holds a fine-tuning" in wrong.stderr
     for flags, part in (
         (["--init=nowhere"], "no checkpoint there"),
         ([f"--init={finished}", "--config.model.hidden_size=64"], "parameter discriminator/"),

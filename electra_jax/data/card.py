@@ -101,7 +101,9 @@ def _page(figures: dict[str, Any]) -> str:
         sources=html.escape(", ".join(figures["sources"])),
         rows=rows,
         lengths=_bars(figures["documents_by_tokens"]),
-        languages=_bars(languages, known) if languages else "<p>Not looked at: py3langid is not installed.</p>",
+        languages=_bars(languages, known)
+        if languages
+        else "<p>Not looked at: pip install 'electra_jax[languages]'.</p>",
         passed_over="".join(f"<li>{html.escape(line)}</li>" for line in figures["passed_over"]) or "<li>none</li>",
         examples="".join(f"<blockquote>{html.escape(text)}</blockquote>" for text in figures["examples"]),
     )

@@ -26,6 +26,22 @@ _POINTS = 2000  # of a line: more cannot be told apart
 
 # The figures by subject, in the order of the page, with what they mean; others come last.
 _GROUPS = {
+    "Task": dict.fromkeys(
+        (
+            "accuracy",
+            "f1",
+            "macro_f1",
+            "precision",
+            "recall",
+            "matthews",
+            "span_f1",
+            "exact_match",
+            "spearman",
+            "pearson",
+            "pearson_spearman",
+        ),
+        "on the validation set",
+    ),
     "Losses": {
         "loss": "what is minimised: the terms by their weights",
         "masked_lm_loss": "the generator's, nats a masked token; the logarithm of the vocabulary's size is guessing",
@@ -69,6 +85,7 @@ class Run(NamedTuple):
     info: dict[str, Any]  # run.json
     config: dict[str, Any]
     verdicts: dict[int, list[list[verdicts.Token]]]
+    results: dict[str, Any]  # of a fine-tuning, once all seeds are through
 
 
 def runs_in(workdir: epath.Path) -> list[Run]:
@@ -108,8 +125,10 @@ def page(runs: Sequence[Run]) -> str:
     data = json.dumps({"runs": named, "groups": _charts(runs)}, separators=(",", ":")).replace("</", "<\\/")
     template = (importlib.resources.files("electra_jax.reporting") / "report.html").read_text()
     return string.Template(template).substitute(
-        title=html.escape(" and ".join(run.name for run in runs)),
-        summaries=f'<div class="grid fit">{"".join(map(_summary, runs))}</div>',
+        title=html.escape(
+            " and ".join(run.name for run in runs) if len(runs) < 4 else f"{runs[0].name} and {len(runs) - 1} more"
+        ),
+        summaries=f'{_results(runs)}<div class="grid fit">{"".join(map(_summary, runs))}</div>',
         verdicts="".join(map(_verdicts, runs)),
         settings=_settings(runs),
         written=f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
@@ -127,8 +146,9 @@ def _read(workdir: epath.Path) -> Run:
         return next((json.loads(path.read_text()) for path in places if path.exists()), {})
 
     if not found:
-        return Run(str(workdir), [], {}, {}, {})
-    return Run(str(workdir), found, read("run.json"), read("config.json"), verdicts.read(workdir / "verdicts.jsonl"))
+        return Run(str(workdir), [], {}, {}, {}, {})
+    said = verdicts.read(workdir / "verdicts.jsonl")
+    return Run(str(workdir), found, read("run.json"), read("config.json"), said, read("results.json"))
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
@@ -176,6 +196,27 @@ def _thinned(points: list[tuple[int, float | None]]) -> list[tuple[int, float | 
     return [*found, points[-1]] if found[-1] != points[-1] else found
 
 
+def _results(runs: Sequence[Run]) -> str:
+    """What fine-tunings came to, a line each."""
+    lines = []
+    for found in {json.dumps(run.results): run.results for run in runs if "mean" in run.results}.values():
+        many = f", mean of {len(found['values'])} seeds, standard deviation {found['standard_deviation']:.4f}"
+        line = f"{found['split']} {found['metric']} {found['mean']:.4f}{many if len(found['values']) > 1 else ''}"
+        gone = [str(one["seed"]) for one in found["collapsed"]]
+        line += f"; collapsed: seed {', '.join(gone)}" if gone else ""
+        lines.append(f'<h3>{html.escape(line)}</h3><p class="soft">from {html.escape(found["init"])}</p>')
+    return f'<div class="card">{"".join(lines)}</div><br>' if lines else ""
+
+
+def _kept(run: Run) -> Iterator[tuple[str, float]]:
+    """Of a seed, the figures of the weights that were kept, by split."""
+    seeds = [f"seed-{one['seed']}" for one in run.results.get("seeds", ())]
+    if (name := Path(run.name).name) in seeds:
+        metric = run.results["metric"]
+        for split, figures in run.results["figures"].items():
+            yield f"{metric}, {split}, as kept", figures[metric]["values"][seeds.index(name)]
+
+
 def _summary(run: Run) -> str:
     """Where the run stands: its last figures."""
     last: dict[str, float] = {}
@@ -183,6 +224,7 @@ def _summary(run: Run) -> str:
         last |= {name: value for name, value in row.items() if value is not None}
     total = run.info.get("planned", {}).get("steps")
     shown = {"step": f"{last['step']:,}" + (f" of {total:,}" if total else "")}
+    shown |= {name: f"{value:.3f}" for name, value in _kept(run)}
     shown |= {name: f"{last[key]:.3f}" for name, key in _last_figures(last)}
     for name, key, form in (
         ("tokens a second", "tokens_per_second", "{:,.0f}"),

@@ -224,7 +224,8 @@ class Console:
 
 def format_figures(figures: Mapping[str, float]) -> str:
     """The figures worth a place on one line."""
-    return "  ".join(f"{name} {form.format(figures[name])}" for name, form in _SHOWN.items() if name in figures)
+    shown = [f"{name} {form.format(figures[name])}" for name, form in _SHOWN.items() if name in figures]
+    return "  ".join([*shown, *(f"{name} {value:.4f}" for name, value in figures.items() if name.startswith("probe_"))])
 
 
 def format_seconds(seconds: float) -> str:

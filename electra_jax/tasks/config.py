@@ -175,14 +175,18 @@ def encoder_alone(model: ModelConfig, **changes: Any) -> ModelConfig:
 
 def check_steps(config: FinetuneConfig, num_examples: int) -> str | None:
     """A warning where a run of `num_examples` is so short that it says little of the encoder."""
-    steps = config.train.epochs * num_examples / config.train.batch_size
+    steps = _steps(config, num_examples)
     if steps >= _FEW_STEPS:
         return None
-    enough = math.ceil(_FEW_STEPS * config.train.batch_size / num_examples)
+    enough = math.ceil(_FEW_STEPS / math.ceil(num_examples / config.train.batch_size))
     return (
-        f"{config.train.epochs:g} epochs of {num_examples:,} examples are {max(1, round(steps))} steps, too few for most tasks: "
-        f"set train.epochs={enough} or more"
+        f"{config.train.epochs:g} epochs of {num_examples:,} examples are {steps} steps, too few for most tasks: set "
+        f"train.epochs={enough} or more"
     )
+
+
+def _steps(config: FinetuneConfig, num_examples: int) -> int:
+    return max(1, round(config.train.epochs * math.ceil(num_examples / config.train.batch_size)))
 
 
 def resolve(config: FinetuneConfig, model: ModelConfig, num_examples: int) -> Config:
@@ -194,7 +198,7 @@ def resolve(config: FinetuneConfig, model: ModelConfig, num_examples: int) -> Co
       num_examples: in the training set.
     """
     per_epoch = math.ceil(num_examples / config.train.batch_size)
-    steps = max(1, round(config.train.epochs * per_epoch))
+    steps = _steps(config, num_examples)
     interval = max(1, min(steps, round(config.evaluation.interval_epochs * per_epoch)))
     given, length = config.optimizer, config.task.max_length
     return Config(

@@ -105,8 +105,6 @@ class Job:
             kinds.check_lengths(self.train, encoder.trained_length, encoder.name),
             check_steps(config, len(self.train)),
         ]
-        for warning in filter(None, warnings):
-            say(f"WARNING: {warning}")
         self.splits = [
             Split(name, examples, self.kind.features(examples))
             for part in (data.validation, data.test)
@@ -122,8 +120,10 @@ class Job:
         # Its attention kernel takes lengths of whole blocks.
         multiple = 128 if self.program.model.attention == "pallas" else 1
         self.lengths = batches.lengths_up_to(data.task.max_length, multiple)
-        if config.evaluation.patience and not self.validation:
-            say("WARNING: evaluation.patience has nothing to go by: there is no labelled validation set")
+        if not self.validation and (config.evaluation.patience or config.evaluation.select == "best"):
+            warnings.append("there is no labelled validation set to choose by: the weights of the last step are kept")
+        for warning in filter(None, warnings):
+            say(f"WARNING: {warning}")
         self.train_step = memory.settled(self.program.train_step)
         self._predict = _predictor(self.program, predicting(encoder.model, self.kind))
         self._pretrained = encoder.params and encoder.params(mesh)

@@ -45,6 +45,14 @@ def write(folder: Path, params: Params, model: ModelConfig, kind: Kind, about: d
         (partial / "README.md").write_text(_card(kind, saved), encoding="utf-8")
 
 
+def _origin(name: str) -> str:
+    """The encoder's name without the folders of the machine it was on: `runs/french, step 3,000`."""
+    run, at, step = name.partition("/checkpoints/")
+    short = "/".join(Path(run).parts[-2:])
+    step, comma, more = step.partition(",")
+    return f"{short}, step {int(step):,}{comma}{more}" if at else short
+
+
 _PIPELINES = {
     "sequence": "text-classification",
     "tagging": "token-classification",
@@ -57,7 +65,7 @@ def _card(kind: Kind, saved: dict[str, Any]) -> str:
     task, architecture = kind.task, huggingface.TASK_MODELS[kind.head]
     lines = ["---", "library_name: transformers", "tags:", "- electra", "- electra_jax"]
     lines += [f"pipeline_tag: {_PIPELINES[kind.head]}", "---", "", f"# ELECTRA, fine-tuned: {task.kind}", ""]
-    lines += [f"From {Path(saved['from']).name}, by [electra_jax](https://github.com/OWNER/electra_jax).", ""]
+    lines += [f"From {_origin(saved['from'])}, by [electra_jax](https://github.com/OWNER/electra_jax).", ""]
     lines += ["```python", f"from transformers import AutoTokenizer, {architecture}", ""]
     lines += ['tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")']
     lines += [f'model = {architecture}.from_pretrained("PATH_OR_NAME")', "```", ""]

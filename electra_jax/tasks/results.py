@@ -130,7 +130,7 @@ def best_of(job: Job, done: Sequence[SeedResult]) -> SeedResult:
 def last_line(results: Mapping[str, Any], metric: str) -> str:
     """The reported figure by name, on one line."""
     if "mean" not in results:
-        return f"no labelled split to report {metric} of: predictions are written"
+        return f"no labelled split to report {metric} of"
     count = len(results["values"])
     more = (
         f" (mean of {count} seeds; median {results['median']:.4f}, standard deviation "

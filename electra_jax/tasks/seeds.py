@@ -91,6 +91,8 @@ def _finish(
 def _check_same(job: Job, workdir: Path) -> None:
     """Refuses to mix runs of different configurations; says so where one is changed that may be."""
     file = workdir / "config.json"
+    if (workdir / "checkpoints").is_dir():
+        raise UserError(f"--workdir={workdir} holds a pretraining run; fine-tuning needs a directory of its own")
     now = {"init": job.encoder.name, "data": job.data.digest, **config_loading.to_dict(job.config)}
     text = json.dumps(now, indent=1)
     free = {

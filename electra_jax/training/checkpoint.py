@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint import checkpoint_managers
 
 from electra_jax import storage
 from electra_jax.config import CheckpointConfig, Config
@@ -51,11 +52,14 @@ class Origin(NamedTuple):
 class Checkpoints:
     """The checkpoints of one work directory. Saving is asynchronous and atomic."""
 
-    def __init__(self, directory: epath.Path, policy: CheckpointConfig):
+    def __init__(self, directory: epath.Path, policy: CheckpointConfig, landmark: int | None = None):
+        """`landmark` is a step that is saved and kept whatever `policy` says."""
+        kept = [checkpoint_managers.LatestN(policy.max_to_keep)]
+        kept += [checkpoint_managers.EveryNSteps(policy.keep_period)] if policy.keep_period else []
+        kept += [checkpoint_managers.CustomSteps([landmark])] if landmark else []
         options = ocp.CheckpointManagerOptions(
-            should_save_fn=lambda step, last: step % policy.save_interval_steps == 0,
-            max_to_keep=policy.max_to_keep,
-            keep_period=policy.keep_period or None,
+            should_save_fn=lambda step, last: step % policy.save_interval_steps == 0 or step == landmark,
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(storage.absolute(directory), options=options)

@@ -35,6 +35,13 @@ def learning_rate(step: jax.Array, config: Config) -> jax.Array:
     return settings.learning_rate * warmup * jnp.clip(decay, 0, 1)
 
 
+def cooldown_start(config: Config) -> int | None:
+    """The step from which on a level learning rate decays to 0; none of other schedules. From it a run can go on level."""
+    settings = config.optimizer
+    begins = settings.schedule == "wsd" and settings.cooldown_steps
+    return config.train.num_train_steps - settings.cooldown_steps if begins else None
+
+
 def ends_at_zero(config: OptimizerConfig) -> bool:
     """Whether the learning rate has come to 0 where a run ends."""
     return config.schedule != "wsd" or config.cooldown_steps > 0
