@@ -192,11 +192,16 @@ def small_form(command: str) -> list[str]:
 def test_the_commands_run_from_french_text_to_transformers(tmp_path, monkeypatch, capsys):
     """In the README's order, each on what those before it left: all but `growth` (hours) and those of a bucket."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    (tmp_path / "french.py").write_text(re.search(r"```python\n(# french.py.*?)```", TEXT, re.S).group(1))
+    for name in ("french.py", "le_la.py"):
+        (tmp_path / name).write_text(re.search(rf"```python\n(# {name}.*?)```", TEXT, re.S).group(1))
     texts = embedded_documents(300)
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (tmp_path / "corpus").mkdir()
-    (tmp_path / "corpus" / "fr.jsonl").write_text(lines)
+    french = [
+        f"Le chat {n} est dans la maison de la ville, et le chien {n} aussi. {texts[n % 300]}" for n in range(1100)
+    ]
+    (tmp_path / "corpus" / "fr.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in french))
+    subprocess.run([sys.executable, "le_la.py"], cwd=tmp_path, check=True)
     (tmp_path / "corpus" / "a.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
     (tmp_path / "corpus" / "a.txt").write_text("\n\n".join(texts))
     (tmp_path / "text.jsonl").write_text(lines)
