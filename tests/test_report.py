@@ -135,6 +135,8 @@ def test_an_original_stands_apart_from_what_goes_on_with_its_word():
     (shown,) = verdicts.to_html([tokens])
     assert Page(shown).text == " pama rise"
     assert re.search(r"<s style=[^>]+ margin: 0 4px", shown)
+    (space,) = verdicts.to_html([[verdicts.Token("▁", None, 0.5), verdicts.Token("▁a", None, 0.5)]])
+    assert Page(space).text == " \xa0 a"
 
 
 def test_runs_of_the_same_name_are_told_apart(runs, capsys):

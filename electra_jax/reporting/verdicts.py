@@ -78,4 +78,4 @@ def _words(tokens: Sequence[Token], is_sentencepiece: bool) -> str:
 
 
 def _bare(token: str) -> str:
-    return html.escape(token.removeprefix("##").removeprefix("▁") or token)
+    return html.escape(token.removeprefix("##").removeprefix("▁")) or "&nbsp;"  # SentencePiece has spaces of their own
