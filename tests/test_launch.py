@@ -231,9 +231,9 @@ def test_a_jobset_is_applied(place):
     assert (job["replicas"], job["template"]["spec"]["parallelism"]) == (2, 16)
     pod = job["template"]["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] == 15 and pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
-    first = pod["containers"][0]["args"][0].splitlines()[0]
+    (train,) = (line for line in pod["containers"][0]["args"][0].splitlines() if "electra_jax.train" in line)
     words = subprocess.run(
-        ["bash", "-c", f"printf '%s\\n' {first.partition(' > >(')[0]}"], capture_output=True, text=True
+        ["bash", "-c", f"printf '%s\\n' {train.partition(' > /tmp/out')[0]}"], capture_output=True, text=True
     )
     assert words.stdout.splitlines()[-1] == "--config.data.source=a/*.txt,b|c&d"
     for action, part in (("status", "get jobset,pods"), ("logs", "logs --follow"), ("stop", "delete jobset mine")):
