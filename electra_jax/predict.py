@@ -22,7 +22,8 @@ from electra_jax.tasks.of_kind import predicting
 
 # Examples that are read before they are sorted by length and labelled.
 _BUFFER = 4096
-_BY_SUFFIX = {".jsonl": "jsonl", ".tsv": "tsv", ".json": "squad", ".conll": "conll", ".conllu": "conllu"}
+# As in a task's folder, but for plain text, which is an example a line here.
+_BY_SUFFIX = {f".{ending}": form for ending, form in formats.FORMATS.items() if ending != "txt"}
 
 
 def main(argv: list[str]) -> None:

@@ -36,8 +36,8 @@ def find_origin(workdir: epath.Path, init: str | None, branch: str | None) -> tu
 def check(saved: Saved, config: Config, workdir: epath.Path, origin: Origin) -> None:
     """Warns of what the run that goes on has changed; raises `UserError` where it may not."""
     was, now = saved.config.train.num_train_steps, config.train.num_train_steps
-    is_finished = saved.data and saved.step == was and ends_at_zero(saved.config.optimizer)
-    if is_finished and now > was and _is_own(origin, workdir):
+    has_ended = saved.data and saved.step == was and ends_at_zero(saved.config)
+    if has_ended and now > was and _is_own(origin, workdir):
         begin = cooldown_start(saved.config)
         before = f"{workdir}@{begin}" if begin in checkpoint.saved_steps(workdir / "checkpoints") else workdir
         raise UserError(
@@ -83,14 +83,24 @@ def _is_own(origin: Origin, workdir: epath.Path) -> bool:
 
 def start_state(
     setup: Setup, prepared: build.Prepared, origin: Origin | None, saved: Saved | None, weights: Origin | None
-) -> tuple[TrainState, loop.Position]:
-    """The state to begin with: of a checkpoint, with another run's weights, or fresh; raises `UserError` where they do not fit."""
+) -> tuple[TrainState, loop.Position, int]:
+    """What to begin with: of a checkpoint, with another run's weights, or fresh.
+
+    Returns:
+      The state, its position, and the tokens of the longest text that it has been trained on.
+
+    Raises:
+      UserError: where other weights do not fit.
+    """
     if origin and saved:
         distributed.say(f"going on from {origin}")
-        return checkpoint.restore(origin, setup.abstract), loop.Position(saved.step, saved.sequences)
-    params = None
+        position = loop.Position(saved.step, saved.sequences)
+        return checkpoint.restore(origin, setup.abstract), position, saved.trained_length
+    params, trained_length = None, 0
     if weights:
-        there = tokenizer_lib.digest(tokenizer_lib.from_json(checkpoint.read_saved(weights).tokenizer))
+        donor = checkpoint.read_saved(weights)
+        trained_length = donor.trained_length
+        there = tokenizer_lib.digest(tokenizer_lib.from_json(donor.tokenizer))
         if there != tokenizer_lib.digest(prepared.tokenizer):
             raise UserError(
                 f"--init: {weights} was trained with vocabulary {there}, the data of this configuration have "
@@ -99,4 +109,4 @@ def start_state(
             )
         params = checkpoint.restore_params(weights, setup.abstract.params)
         distributed.say(f"starting from the weights of {weights}")
-    return setup.init(params), loop.Position(0, 0)
+    return setup.init(params), loop.Position(0, 0), trained_length

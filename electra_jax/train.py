@@ -118,8 +118,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)
     inputs = Inputs(setup, prepared)
     evaluator = Evaluator(setup, inputs, prepared, workdir)
-    state, start = resume.start_state(setup, prepared, origin, saved, weights)
-    trained_length = checkpoint.read_saved(origin or weights).trained_length if origin or weights else 0
+    state, start, trained_length = resume.start_state(setup, prepared, origin, saved, weights)
 
     info = _resolved(setup, prepared, inputs) | {
         "start": {"step": start.step, "from": str(origin or weights or "fresh weights")}

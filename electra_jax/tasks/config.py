@@ -122,9 +122,6 @@ class FinetuneConfig:
     mesh: MeshConfig = MeshConfig()
 
 
-_FEW_STEPS = 200
-
-
 def from_dict(values: Mapping[str, Any]) -> FinetuneConfig:
     """Builds and validates; raises `UserError` for anything that cannot work."""
     config = config_values.build(FinetuneConfig, values)
@@ -173,20 +170,25 @@ def encoder_alone(model: ModelConfig, **changes: Any) -> ModelConfig:
     return dataclasses.replace(model, towers="masked_lm", tied_embeddings=True, **changes)
 
 
+_FEW_STEPS = 200
+
+
 def check_steps(config: FinetuneConfig, num_examples: int) -> str | None:
     """A warning where a run of `num_examples` is so short that it says little of the encoder."""
-    steps = _steps(config, num_examples)
+    steps, per_epoch = _steps(config, num_examples)
     if steps >= _FEW_STEPS:
         return None
-    enough = math.ceil(_FEW_STEPS / math.ceil(num_examples / config.train.batch_size))
+    enough = math.ceil(_FEW_STEPS / per_epoch)
     return (
         f"{config.train.epochs:g} epochs of {num_examples:,} examples are {steps} steps, too few for most tasks: set "
         f"train.epochs={enough} or more"
     )
 
 
-def _steps(config: FinetuneConfig, num_examples: int) -> int:
-    return max(1, round(config.train.epochs * math.ceil(num_examples / config.train.batch_size)))
+def _steps(config: FinetuneConfig, num_examples: int) -> tuple[int, int]:
+    """Of the run, and of an epoch."""
+    per_epoch = math.ceil(num_examples / config.train.batch_size)
+    return max(1, round(config.train.epochs * per_epoch)), per_epoch
 
 
 def resolve(config: FinetuneConfig, model: ModelConfig, num_examples: int) -> Config:
@@ -197,8 +199,7 @@ def resolve(config: FinetuneConfig, model: ModelConfig, num_examples: int) -> Co
       model: of the checkpoint.
       num_examples: in the training set.
     """
-    per_epoch = math.ceil(num_examples / config.train.batch_size)
-    steps = _steps(config, num_examples)
+    steps, per_epoch = _steps(config, num_examples)
     interval = max(1, min(steps, round(config.evaluation.interval_epochs * per_epoch)))
     given, length = config.optimizer, config.task.max_length
     return Config(

@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 # What a folder's files are called, by the split.
 _STEMS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
-_FORMATS = {"jsonl": "jsonl", "tsv": "tsv", "conllu": "conllu", "conll": "conll", "txt": "conll", "json": "squad"}
+FORMATS = {"jsonl": "jsonl", "tsv": "tsv", "conllu": "conllu", "conll": "conll", "txt": "conll", "json": "squad"}
 # Fields of CoNLL-U (universaldependencies.org/format.html).
 _CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 
@@ -81,7 +81,7 @@ class Source:
                 if not file.is_file():
                     raise UserError(f"config.task.{part}={given}: {file} is not there")
         else:
-            names = (f"{stem}.{ending}" for stem in _STEMS[part] for ending in _FORMATS)
+            names = (f"{stem}.{ending}" for stem in _STEMS[part] for ending in FORMATS)
             files = [self._folder / name for name in names if (self._folder / name).is_file()][:1]
         only = {part: str(files[0])} if len(files) == 1 else {}
         return only or {file.name.removesuffix(file.suffix): str(file) for file in files}
@@ -95,7 +95,7 @@ class Source:
 
 def rows(path: Path, task: TaskConfig) -> Iterator[Row]:
     """The rows of a file; raises `UserError` for what is broken, named by line."""
-    kind = task.format if task.format != "auto" else _FORMATS.get(path.suffix.lstrip("."), "")
+    kind = task.format if task.format != "auto" else FORMATS.get(path.suffix.lstrip("."), "")
     if kind in ("", "tfds"):
         raise UserError(f"{path}: what is in it does not follow from its name; set config.task.format")
     try:

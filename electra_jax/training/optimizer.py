@@ -42,9 +42,9 @@ def cooldown_start(config: Config) -> int | None:
     return config.train.num_train_steps - settings.cooldown_steps if begins else None
 
 
-def ends_at_zero(config: OptimizerConfig) -> bool:
+def ends_at_zero(config: Config) -> bool:
     """Whether the learning rate has come to 0 where a run ends."""
-    return config.schedule != "wsd" or config.cooldown_steps > 0
+    return config.optimizer.schedule != "wsd" or cooldown_start(config) is not None
 
 
 def make_optimizer(config: OptimizerConfig, axes: Params) -> optax.GradientTransformation:
