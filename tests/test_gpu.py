@@ -39,12 +39,12 @@ def test_fused_attention_equals_the_reference():
     """The call that cuDNN gets, computed by XLA; gradients too. Segments, and padding."""
     q, k, v, g = (jax.random.normal(jax.random.key(i), (2, 16, 2, 8)) for i in range(4))
     segments = jnp.asarray([[1] * 5 + [2] * 7 + [0] * 4, [1] * 16])
-    ours, pull = jax.vjp(lambda q, k, v: attention(q, k, v, segments, 0.0, None), q, k, v)
-    fused, fused_pull = jax.vjp(lambda q, k, v: fused_attention(q, k, v, segments, "xla"), q, k, v)
+    ours, pull = jax.vjp(lambda *projected: attention(jnp.stack(projected), segments, 0.0, None), q, k, v)
+    fused, fused_pull = jax.vjp(lambda *projected: fused_attention(jnp.stack(projected), segments, "xla"), q, k, v)
     np.testing.assert_allclose(fused, ours, atol=1e-5)
     for one, other in zip(fused_pull(g), pull(g), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-    wrong = fused_attention(q, k, v, jnp.ones_like(segments), "xla")
+    wrong = fused_attention(jnp.stack([q, k, v]), jnp.ones_like(segments), "xla")
     assert not np.allclose(wrong, ours, atol=1e-2)  # the control: segments matter
 
 
@@ -76,6 +76,6 @@ def with_model(**changes) -> Config:
 def test_cudnn_is_not_chosen_without_it():
     """Without a GPU the probe itself says no; a program that asked for it all the same could not be lowered."""
     assert choose_attention(FITS, GPU) == "reference"
-    x = jnp.ones((1, 64, 1, 64), jnp.bfloat16)
+    x = jnp.ones((3, 1, 64, 1, 64), jnp.bfloat16)
     with pytest.raises(RuntimeError, match="cuDNN is not detected"):
-        attention(x, x, x, jnp.ones((1, 64), jnp.int32), 0.0, None, "cudnn")
+        attention(x, jnp.ones((1, 64), jnp.int32), 0.0, None, "cudnn")

@@ -14,7 +14,7 @@ from electra_jax import cli
 from electra_jax.analysis import hlo
 from electra_jax.config import Config, MeshConfig
 from electra_jax.models.electra import by_name
-from electra_jax.models.generator import VOCAB_BLOCK
+from electra_jax.models.vocabulary import BLOCK
 from electra_jax.objectives.layout import TokenIds
 from electra_jax.objectives.losses import AUC_BINS
 from electra_jax.reporting.metrics import figures
@@ -188,11 +188,11 @@ def shapes(text: str) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize("mesh", MESHES[1:], ids=str)
 def test_no_device_holds_the_logits_of_the_whole_batch(programs, prepared, mesh):
     config = on_mesh(mesh, model=MODEL, train={"batch_size": 16})
-    vocab = -(-prepared.tokenizer.vocab_size // VOCAB_BLOCK) * VOCAB_BLOCK
+    vocab = -(-prepared.tokenizer.vocab_size // BLOCK) * BLOCK
     whole = 16 * config.objective.max_predictions(config.data.max_seq_length) * vocab
 
     def is_over_vocabulary(shape: tuple[int, ...]) -> bool:
-        return shape[-1] == vocab or shape[-2:] == (vocab // VOCAB_BLOCK, VOCAB_BLOCK)
+        return shape[-1] == vocab or shape[-2:] == (vocab // BLOCK, BLOCK)
 
     largest = {
         mesh: max(int(np.prod(shape)) for shape in shapes(text) if is_over_vocabulary(shape))

@@ -13,7 +13,7 @@ from flax import nnx
 from electra_jax.config import ModelConfig
 from electra_jax.models.attention import attention
 from electra_jax.models.electra import Architecture, by_name
-from electra_jax.models.layers import LayerNorm, Weight, gelu, linear
+from electra_jax.models.layers import LayerNorm
 from electra_jax.models.noise import Noise, dropout
 from electra_jax.objectives.layout import TokenIds, read_layout
 from electra_jax.training.setup import choose_layers
@@ -177,16 +177,31 @@ def gradient(architecture, params, seed=5):
     return jax.jit(jax.grad(total))(params)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.02)])
-def test_the_way_of_accelerators_gives_the_same_gradients(params, request, dtype, tolerance):
-    architecture = Architecture(dataclasses.replace(CONFIG, dtype=dtype), VOCAB)
-    on_cpu = by_name(gradient(architecture, params))
+def test_the_way_of_accelerators_gives_the_same_gradients(params, request):
+    on_cpu = by_name(gradient(ARCHITECTURE, params))
     request.getfixturevalue("as_on_accelerators")
-    elsewhere, others = by_name(gradient(architecture, params)), by_name(gradient(architecture, params, seed=6))
+    elsewhere, others = by_name(gradient(ARCHITECTURE, params)), by_name(gradient(ARCHITECTURE, params, seed=6))
     for name, leaf in on_cpu.items():
         if "key/bias" not in name:  # nothing but rounding: softmax does not see it
-            assert np.abs(elsewhere[name] - leaf).max() < tolerance * np.abs(leaf).max(), name
-    assert any(np.abs(others[name] - leaf).max() > tolerance * np.abs(leaf).max() for name, leaf in on_cpu.items())
+            assert np.abs(elsewhere[name] - leaf).max() < 1e-5 * np.abs(leaf).max(), name
+    assert any(np.abs(others[name] - leaf).max() > 0.01 * np.abs(leaf).max() for name, leaf in on_cpu.items())
+
+
+def test_the_way_of_accelerators_in_bfloat16_is_as_close_to_float32_as_that_of_the_cpu(params, request):
+    exact, rounded = ARCHITECTURE, Architecture(dataclasses.replace(CONFIG, dtype="bfloat16"), VOCAB)
+    seeds = (5, 6, 7)
+    expected, on_cpu = ([by_name(gradient(a, params, seed)) for seed in seeds] for a in (exact, rounded))
+    request.getfixturevalue("as_on_accelerators")
+    elsewhere = [by_name(gradient(rounded, params, seed)) for seed in seeds]
+
+    def error(found):  # relative, a mean over parameters and seeds
+        return np.mean([
+            np.linalg.norm(one[name] - leaf) / np.linalg.norm(leaf)
+            for one, other in zip(found, expected, strict=True) for name, leaf in other.items() if "key/bias" not in name
+        ])  # fmt: skip
+
+    assert 0 < error(on_cpu) < 0.03
+    assert error(elsewhere) < 1.1 * error(on_cpu)
 
 
 def test_layers_written_out_or_in_a_loop_are_the_same(params):
@@ -256,11 +271,11 @@ def test_the_two_sublayers_drop_apart(params):
 
 
 def test_dropout_of_attention_weights():
-    q, k, v = (jax.random.normal(jax.random.key(i), (4, 16, 2, 8)) for i in range(3))
+    projected = jax.random.normal(jax.random.key(0), (3, 4, 16, 2, 8))
     segment_ids = jnp.ones((4, 16), jnp.int32)
-    plain = attention(q, k, v, segment_ids, 0.5, None)
+    plain = attention(projected, segment_ids, 0.5, None)
     draws = jnp.stack([
-        attention(q, k, v, segment_ids, 0.5, Noise(jax.random.bits(jax.random.key(i), (4, 2)))) for i in range(400)
+        attention(projected, segment_ids, 0.5, Noise(jax.random.bits(jax.random.key(i), (4, 2)))) for i in range(400)
     ])  # fmt: skip
     assert float(jnp.abs(draws[0] - plain).max()) > 0.1
     error = jnp.abs(draws.mean(0) - plain) / (draws.std(0) / 20)
@@ -291,36 +306,6 @@ def test_compute_dtype(params):
     for one, other in zip(run(params, PACKED), (hidden, scores, logits), strict=True):
         error = jnp.abs(one - other.astype(jnp.float32)).mean() / jnp.abs(one).clip(0, 1e3).mean()
         assert float(error) < 0.05
-
-
-def product(x, kernel, bias):
-    return linear(x, Weight(kernel, jax.lax.stop_gradient(kernel).astype(x.dtype)), bias, ("embed", "mlp"))
-
-
-def test_written_gradients_equal_numpy():
-    shapes = [(2, 3, 5), (5, 4), (4,), (2, 3, 4)]
-    x, kernel, bias, gradient = (np.asarray(jax.random.normal(jax.random.key(i), s)) for i, s in enumerate(shapes))
-    y, pull = jax.vjp(product, x, kernel, bias)
-    expected = [x @ kernel + bias, gradient @ kernel.T, np.einsum("abi,abo->io", x, gradient), gradient.sum((0, 1))]
-    for value, reference in zip([y, *pull(gradient)], expected):
-        np.testing.assert_allclose(value, reference, rtol=1e-5, atol=1e-5)
-
-    def exact(x):
-        return x * (1 + erf(x / math.sqrt(2))) / 2
-
-    points, width = np.linspace(-8, 8, 1001), 1e-5
-    np.testing.assert_allclose(gelu(points.astype(np.float32)), exact(points), atol=1e-6)
-    slope = (exact(points + width) - exact(points - width)) / (2 * width)
-    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(points.astype(np.float32)), slope, atol=1e-5)
-
-
-def test_gradients_of_parameters_are_not_rounded_to_bfloat16():
-    x = jax.random.normal(jax.random.key(0), (4096, 8)).astype(jnp.bfloat16)
-    _, pull = jax.vjp(product, x, jnp.ones((8, 8)), jnp.ones(8))
-    _, d_kernel, d_bias = pull(jnp.ones((4096, 8), jnp.bfloat16))
-    expected = np.broadcast_to(np.asarray(x, np.float64).sum(0)[:, None], (8, 8))
-    np.testing.assert_allclose(d_kernel, expected, rtol=1e-5, atol=1e-3)
-    np.testing.assert_array_equal(d_bias, 4096)  # bfloat16 counts in steps of 16 from 2048 on
 
 
 def test_how_layers_are_laid_out_where_nobody_says():

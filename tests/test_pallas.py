@@ -38,7 +38,7 @@ def both(shape, rate, noise, dtype=jnp.float32):
     results = []
     for implementation in ("reference", "pallas"):
         mixed, pull = jax.vjp(
-            lambda q, k, v: attention(q, k, v, segments, rate, noise, implementation),  # noqa: B023
+            lambda *projected: attention(jnp.stack(projected), segments, rate, noise, implementation),  # noqa: B023
             q, k, v,
         )  # fmt: skip
         results.append([mixed, *pull(g)])

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from electra_jax.config import EncoderConfig
-from electra_jax.models.layers import KEPT, Linear, normal
+from electra_jax.models.layers import KEPT, Linear, Weight, linear_stack, normal
 from electra_jax.models.noise import Noise, dropout
 from electra_jax.models.pallas_attention import pallas_attention
 from electra_jax.models.sharding import constrain, on_each_device
@@ -18,9 +18,7 @@ _MASKED = -1e9
 
 
 def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    projected: jax.Array,
     segment_ids: jax.Array,
     dropout_rate: float,
     noise: Noise | None,
@@ -31,7 +29,7 @@ def attention(
     Scores and their softmax are float32. Dropout falls on the weights, as in BERT.
 
     Args:
-      query, key, value: `[B, L, H, K]`.
+      projected: queries, keys and values, `[3, B, L, H, K]`.
       segment_ids: `[B, L]`; equal numbers attend to each other (padding, 0, to padding).
       dropout_rate: of the attention weights.
       noise: for dropout, or None.
@@ -44,9 +42,10 @@ def attention(
     if implementation == "cudnn":
         if noise is not None and dropout_rate:
             raise ValueError("cuDNN's attention takes none of our dropout")
-        return fused_attention(query, key, value, segment_ids, "cudnn")
+        return fused_attention(projected, segment_ids, "cudnn")
     if implementation == "pallas":
-        return _pallas(query, key, value, segment_ids, dropout_rate, noise)
+        return _pallas(projected, segment_ids, dropout_rate, noise)
+    query, key, value = projected
     scores = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32)
     same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]  # [B, 1, L, L]
     scores = jnp.where(same_segment, scores / math.sqrt(query.shape[-1]), _MASKED)
@@ -54,30 +53,27 @@ def attention(
     return jnp.einsum("bhqs,bshk->bqhk", weights, value)
 
 
-def _pallas(query, key, value, segment_ids, dropout_rate, noise):
-    batch = query.shape[0]
+def _pallas(projected, segment_ids, dropout_rate, noise):
+    _, batch, _, num_heads, _ = projected.shape
     seeds = jnp.zeros((batch, 2), jnp.uint32) if noise is None else noise.seeds
     rate = 0.0 if noise is None else dropout_rate
 
-    def of_device(query, key, value, segment_ids, seeds, heads):
-        flat = (*query.shape[:2], query.shape[2] * query.shape[3])
-        arrays = (x.reshape(flat) for x in (query, key, value))
-        mixed = pallas_attention(*arrays, segment_ids, seeds, heads[:1], len(heads), rate)
-        return mixed.reshape(query.shape)
+    def of_device(projected, segment_ids, seeds, heads):
+        *lead, of_heads, size = projected.shape
+        flat = projected.reshape(*lead, of_heads * size)
+        mixed = pallas_attention(flat, segment_ids, seeds, heads[:1], of_heads, rate)
+        return mixed.reshape(*lead[1:], of_heads, size)
 
     by_head = ("batch", None, "heads", None)
-    numbers = jnp.arange(query.shape[2], dtype=jnp.int32)
-    inputs = [(query, by_head), (key, by_head), (value, by_head), (segment_ids, ("batch", None)),
-              (seeds, ("batch", None)), (numbers, ("heads",))]  # fmt: skip
-    return on_each_device(of_device, inputs)
+    inputs = [(projected, (None, *by_head)), (segment_ids, ("batch", None)), (seeds, ("batch", None)),
+              (jnp.arange(num_heads, dtype=jnp.int32), ("heads",))]  # fmt: skip
+    return on_each_device(of_device, inputs, (projected.shape[1:], by_head))
 
 
-def fused_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, implementation: str
-) -> jax.Array:
+def fused_attention(projected: jax.Array, segment_ids: jax.Array, implementation: str) -> jax.Array:
     """`attention` without dropout by `jax.nn.dot_product_attention`: `cudnn`, or `xla`, its reference."""
     same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-    return jax.nn.dot_product_attention(query, key, value, mask=same_segment, implementation=implementation)
+    return jax.nn.dot_product_attention(*projected, mask=same_segment, implementation=implementation)
 
 
 class SelfAttention(nnx.Module):
@@ -93,11 +89,17 @@ class SelfAttention(nnx.Module):
         self.implementation = config.attention
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array, noise: Noise | None) -> jax.Array:
-        """`[B, L, D] -> [B, L, D]`."""
-        heads = (*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads)
-        query, key, value = (
-            constrain(linear(x).reshape(heads), "batch", None, "heads", None)
-            for linear in (self.query, self.key, self.value)
-        )
-        mixed = attention(query, key, value, segment_ids, self.dropout_rate, noise, self.implementation)
-        return self.output(checkpoint_name(mixed.reshape(x.shape), KEPT))
+        """`[B, L, D] -> [B, L, D]` float32."""
+        projected = self._project(x, (*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads))
+        mixed = attention(projected, segment_ids, self.dropout_rate, noise, self.implementation)
+        return self.output(mixed.reshape(x.shape), dtype=jnp.float32, keeps_input=True)
+
+    def _project(self, x: jax.Array, heads: tuple[int, ...]) -> jax.Array:
+        """Queries, keys and values, `[B, L, D]` to three of shape `heads`, `[B, L, H, K]`."""
+        linears, by_head = (self.query, self.key, self.value), ("batch", None, "heads", None)
+        if self.implementation == "pallas":  # the kernel reads them where one product has put them
+            kernels = Weight(*(jnp.stack(k) for k in zip(*(linear.kernel.get_value() for linear in linears))))
+            biases = jnp.stack([linear.bias[...] for linear in linears])
+            projected = checkpoint_name(linear_stack(x, kernels, biases, self.query.axes), KEPT)
+            return constrain(projected.reshape(3, *heads), None, *by_head)
+        return jnp.stack([constrain(checkpoint_name(linear(x), KEPT).reshape(heads), *by_head) for linear in linears])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn import initializers
 
 from electra_jax.config import EncoderConfig
@@ -30,9 +31,16 @@ class Layer(nnx.Module):
         """`[B, L, D] -> [B, L, D]`."""
         weights, first, second = (noise and noise.at(place) for place in range(3))
         y = dropout(self.attention(x, segment_ids, weights), self.dropout_rate, first)
-        x = _whole(self.attention_norm(_whole(x + _whole(y))))
-        y = dropout(self.output(gelu(self.intermediate(x))), self.dropout_rate, second)
-        return _whole(self.output_norm(_whole(x + _whole(y))))
+        x = _whole(self.attention_norm(_sum(x, y)))
+        inner = gelu(checkpoint_name(self.intermediate(x), KEPT))
+        y = dropout(self.output(inner, dtype=jnp.float32), self.dropout_rate, second)
+        return _whole(self.output_norm(_sum(x, y)))
+
+
+def _sum(x: jax.Array, y: jax.Array) -> jax.Array:
+    """A sub-layer's input and float32 result, in the dtype of the input: rounded once, and kept, so that the backward
+    pass draws the bits of dropout only for its own gradient."""
+    return checkpoint_name(_whole((x + _whole(y)).astype(x.dtype)), KEPT)
 
 
 def _whole(x: jax.Array) -> jax.Array:

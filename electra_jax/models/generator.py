@@ -6,12 +6,10 @@ from flax import nnx
 from jax.nn import initializers
 
 from electra_jax.config import EncoderConfig, ModelConfig
+from electra_jax.models import vocabulary
 from electra_jax.models.encoder import Encoder
 from electra_jax.models.layers import Embeddings, LayerNorm, Linear, gelu, normal, parameter
 from electra_jax.models.sharding import constrain
-
-# Logits come for a vocabulary padded to a multiple of this: the tile of a TPU, and blocks for sampling.
-VOCAB_BLOCK = 128
 
 
 class Generator(nnx.Module):
@@ -36,7 +34,7 @@ class Generator(nnx.Module):
           word_embeddings: `[V, E]`, tied.
 
         Returns:
-          `[B * M, Vp]` float32, one row after the other, `Vp` the vocabulary padded to a multiple of `VOCAB_BLOCK`; the
+          `[B * M, Vp]` float32, one row after the other, `Vp` the vocabulary padded to a multiple of `vocabulary.BLOCK`; the
           padded logits are so low that their probability is exactly zero.
         """
         x = jnp.take_along_axis(hidden, positions[..., None], axis=1)
@@ -44,8 +42,7 @@ class Generator(nnx.Module):
         x = constrain(self.transform_norm(gelu(self.transform(x))), "batch_of_logits", None, None)
         # Rows: an axis of so many positions a TPU would fill up to a multiple of 8.
         rows = x.reshape(-1, x.shape[-1])
-        padding = -word_embeddings.shape[0] % VOCAB_BLOCK
-        table = jnp.pad(word_embeddings.astype(x.dtype), ((0, padding), (0, 0)))
+        padding = -word_embeddings.shape[0] % vocabulary.BLOCK
+        table = jnp.pad(word_embeddings, ((0, padding), (0, 0)))
         bias = jnp.pad(self.output_bias[...], (0, padding), constant_values=-1e9)
-        logits = jnp.einsum("ne,ve->nv", rows, table, preferred_element_type=jnp.float32) + bias
-        return constrain(logits, "batch_of_logits", None)
+        return constrain(vocabulary.tied_logits(rows, table, bias), "batch_of_logits", None)

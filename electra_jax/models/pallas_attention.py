@@ -33,9 +33,7 @@ def fits(length: int, hidden_size: int, num_heads: int) -> bool:
 
 
 def pallas_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    projected: jax.Array,
     segment_ids: jax.Array,
     seeds: jax.Array,
     first_head: jax.Array,
@@ -45,7 +43,7 @@ def pallas_attention(
     """`models.attention.attention` on the heads that one device holds; on a CPU interpreted, which is for tests.
 
     Args:
-      query, key, value: `[B, L, H * K]`, heads side by side.
+      projected: queries, keys and values, `[3, B, L, H * K]`, heads side by side.
       segment_ids: `[B, L]`.
       seeds: of dropout, `[B, 2]` uint32.
       first_head: the number of the first head here among all of the model's, `[1]` int32.
@@ -55,12 +53,12 @@ def pallas_attention(
     Returns:
       `[B, L, H * K]`.
     """
-    return _attention((num_heads, dropout_rate), query, key, value, segment_ids, seeds, first_head)
+    return _attention((num_heads, dropout_rate), projected, segment_ids, seeds, first_head)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(settings, query, key, value, segment_ids, seeds, first_head):
-    return _call(settings, _forward, 1, 2, [query, key, value], segment_ids, seeds, first_head)[0]
+def _attention(settings, projected, *others):
+    return _call(settings, _forward, 2, [projected], projected.shape[1:], *others)
 
 
 def _attention_forward(settings, *inputs):
@@ -68,52 +66,54 @@ def _attention_forward(settings, *inputs):
 
 
 def _attention_backward(settings, inputs, gradient):
-    query, key, value, segment_ids, seeds, first_head = inputs
-    arrays = [query, key, value, gradient.astype(query.dtype)]
-    d_query, d_key, d_value = _call(settings, _backward, 3, 5, arrays, segment_ids, seeds, first_head)
-    none = [np.zeros(x.shape, jax.dtypes.float0) for x in (segment_ids, seeds, first_head)]
-    return d_query, d_key, d_value, *none
+    projected, *others = inputs
+    arrays = [projected, gradient.astype(projected.dtype)]
+    d_projected = _call(settings, _backward, 5, arrays, projected.shape, *others)
+    return d_projected, *(np.zeros(x.shape, jax.dtypes.float0) for x in others)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
-def _call(settings, kernel, num_outputs, products, arrays, segment_ids, seeds, first_head):
+def _call(settings, kernel, products, arrays, result, segment_ids, seeds, first_head):
     """Runs `kernel` for each example, group of heads that share the lanes, and block of queries."""
     num_heads, rate = settings
-    batch, length, width = arrays[0].shape
+    _, batch, length, width = arrays[0].shape
     head = width // num_heads
     lanes = min(width, max(_LANES, head))
     rows = min(length, _SCORES // length)
-    of_queries = pl.BlockSpec((1, rows, lanes), lambda b, g, q: (b, q, g))
-    of_keys = pl.BlockSpec((1, length, lanes), lambda b, g, q: (b, 0, g))
+    query, key, value, of_queries, of_all = (
+        pl.BlockSpec((1, 1, rows, lanes), lambda b, g, q: (0, b, q, g)),
+        pl.BlockSpec((1, 1, length, lanes), lambda b, g, q: (1, b, 0, g)),
+        pl.BlockSpec((1, 1, length, lanes), lambda b, g, q: (2, b, 0, g)),
+        pl.BlockSpec((1, rows, lanes), lambda b, g, q: (b, q, g)),
+        pl.BlockSpec((3, 1, length, lanes), lambda b, g, q: (0, b, 0, g)),
+    )
     scalars = pl.BlockSpec(memory_space=pltpu.SMEM)
     segments = [
         pl.BlockSpec((1, rows, 1), lambda b, g, q: (b, q, 0)),
         pl.BlockSpec((1, 1, length), lambda b, g, q: (b, 0, 0)),
     ]
-    # Queries (and the gradient of what was returned) come by block; so does what follows them.
-    by_block = [True, False, False, True][: len(arrays)]
-    outputs = [True, False, False][:num_outputs]
-    scores = batch * num_heads * length * length
+    is_backward, scores = kernel is _backward, batch * num_heads * length * length
     call = functools.partial(
         pl.pallas_call,
         functools.partial(kernel, head=head, rate=rate),
         grid=(batch, width // lanes, length // rows),
-        in_specs=[scalars, scalars, *segments, *(of_queries if q else of_keys for q in by_block)],
-        out_specs=[of_queries if q else of_keys for q in outputs],
-        out_shape=[jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)] * num_outputs,
-        scratch_shapes=[pltpu.VMEM((length, lanes), jnp.float32)] * (num_outputs - 1),
+        in_specs=[scalars, scalars, *segments, query, key, value, *[of_queries] * is_backward],
+        out_specs=of_all if is_backward else of_queries,
+        out_shape=jax.ShapeDtypeStruct(result, arrays[0].dtype),
+        scratch_shapes=[pltpu.VMEM((length, lanes), jnp.float32)] * 2 * is_backward,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=64 * 2**20
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * products * scores * head,
             transcendentals=scores,
-            bytes_accessed=(len(arrays) + num_outputs) * arrays[0].size * arrays[0].dtype.itemsize,
+            bytes_accessed=sum(math.prod(x) for x in (result, *(a.shape for a in arrays))) * arrays[0].dtype.itemsize,
         ),
     )
-    inputs = seeds, first_head, segment_ids[:, :, None], segment_ids[:, None, :], *arrays
+    projected, *gradient = arrays
+    inputs = seeds, first_head, segment_ids[:, :, None], segment_ids[:, None, :], *[projected] * 3, *gradient
     return jax.lax.platform_dependent(*inputs, cpu=call(interpret=True), default=call())
 
 
@@ -143,20 +143,20 @@ def _heads(query, head):
 def _forward(seeds, first_head, segment_of_query, segment_of_key, query, key, value, mixed, *, head, rate):
     allowed = segment_of_query[0] == segment_of_key[0]
     for i, lanes in _heads(query, head):
-        weights = _weights(query[0, :, lanes], key[0, :, lanes], allowed, 1 / math.sqrt(head))
+        weights = _weights(query[0, 0, :, lanes], key[0, 0, :, lanes], allowed, 1 / math.sqrt(head))
         if rate:
             number = pl.program_id(1) * (query.shape[-1] // head) + i
             kept = _kept(seeds, first_head, number, weights.shape, rate)
             weights = jnp.where(kept, weights * (1 / (1 - rate)), 0)
-        of_head = jnp.dot(weights.astype(value.dtype), value[0, :, lanes], preferred_element_type=jnp.float32)
+        of_head = jnp.dot(weights.astype(value.dtype), value[0, 0, :, lanes], preferred_element_type=jnp.float32)
         mixed[0, :, lanes] = of_head.astype(mixed.dtype)
 
 
 def _backward(
-    seeds, first_head, segment_of_query, segment_of_key, query, key, value, d_mixed,
-    d_query, d_key, d_value, sum_key, sum_value, *, head, rate,
+    seeds, first_head, segment_of_query, segment_of_key, query, key, value, d_mixed, d_projected, sum_key, sum_value,
+    *, head, rate,
 ):  # fmt: skip
-    block, dtype, scale = pl.program_id(2), query.dtype, 1 / math.sqrt(head)
+    block, rows, dtype, scale = pl.program_id(2), query.shape[2], query.dtype, 1 / math.sqrt(head)
 
     @pl.when(block == 0)
     def _():
@@ -165,7 +165,8 @@ def _backward(
 
     allowed = segment_of_query[0] == segment_of_key[0]
     for i, lanes in _heads(query, head):
-        q, k, v, d_out = (x[0, :, lanes] for x in (query, key, value, d_mixed))
+        q, k, v = (x[0, 0, :, lanes] for x in (query, key, value))
+        d_out = d_mixed[0, :, lanes]
         weights = _weights(q, k, allowed, scale)
         d_dropped = jax.lax.dot_general(d_out, v, _CONTRACT_LAST, preferred_element_type=jnp.float32)
         dropped, d_weights = weights, d_dropped
@@ -178,10 +179,11 @@ def _backward(
         )
         d_scores = weights * (d_weights - (d_weights * weights).sum(-1, keepdims=True)) * scale
         d_scores = jnp.where(allowed, d_scores, 0).astype(dtype)
-        d_query[0, :, lanes] = jnp.dot(d_scores, k, preferred_element_type=jnp.float32).astype(dtype)
+        d_query = jnp.dot(d_scores, k, preferred_element_type=jnp.float32)
+        d_projected[0, 0, pl.ds(pl.multiple_of(block * rows, rows), rows), lanes] = d_query.astype(dtype)
         sum_key[:, lanes] += jax.lax.dot_general(d_scores, q, _CONTRACT_FIRST, preferred_element_type=jnp.float32)
 
     @pl.when(block == pl.num_programs(2) - 1)
     def _():
-        d_key[0] = sum_key[...].astype(dtype)
-        d_value[0] = sum_value[...].astype(dtype)
+        d_projected[1, 0] = sum_key[...].astype(dtype)
+        d_projected[2, 0] = sum_value[...].astype(dtype)

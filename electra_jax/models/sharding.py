@@ -29,19 +29,23 @@ def transposed_in_memory(x: jax.Array) -> jax.Array:
 
 
 def on_each_device(
-    function: Callable[..., jax.Array], inputs: Sequence[tuple[jax.Array, tuple[str | None, ...]]]
+    function: Callable[..., jax.Array],
+    inputs: Sequence[tuple[jax.Array, tuple[str | None, ...]]],
+    output: tuple[tuple[int, ...], tuple[str | None, ...]],
 ) -> jax.Array:
     """`function` of the part of each array that a device holds, for what XLA cannot split by itself.
 
     Args:
-      function: of as many arrays as there are `inputs`; what it returns is laid out like the first of them.
+      function: of as many arrays as there are `inputs`.
       inputs: arrays, each with a logical axis name for each dimension, as for `constrain`.
+      output: the shape of what is returned, all parts together, and its axis names.
     """
     rules, arrays = dict(spmd.get_logical_axis_rules()), [x for x, _ in inputs]
     if not rules:
         return function(*arrays)
     specs = tuple(_spec(x.shape, axes, rules) for x, axes in inputs)
-    return jax.shard_map(function, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+    out_spec = _spec(*output, rules)
+    return jax.shard_map(function, in_specs=specs, out_specs=out_spec, check_vma=False)(*arrays)
 
 
 def _spec(shape: tuple[int, ...], axes: Sequence[str | None], rules: dict[str, Any]) -> PartitionSpec:

@@ -19,18 +19,9 @@ _AUC_RANGE = 16.0
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """`[..., V]` float32 and `[...]` -> `[...]`, in nats."""
-    return jax.nn.logsumexp(logits, axis=-1) - pick(logits, labels)
-
-
-def pick(logits: jax.Array, ids: jax.Array) -> jax.Array:
-    """The logit of each id: `[..., V]` and `[...]` -> `[...]`."""
-    return jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
-
-
-def is_highest(logits: jax.Array, ids: jax.Array) -> jax.Array:
-    """Whether no logit is above that of the id; the maximum is there already, an argmax would not be."""
-    return pick(logits, ids) >= logits.max(-1)
+    """`[..., C]` float32 and `[...]` -> `[...]`, in nats."""
+    of_label = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - of_label
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

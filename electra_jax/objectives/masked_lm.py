@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 
+from electra_jax.models import vocabulary
 from electra_jax.models.electra import Electra
 from electra_jax.objectives import losses
 from electra_jax.objectives.losses import Mean
@@ -23,8 +24,8 @@ def fill(model: Electra, example: Example) -> Filled:
     masked, labels, weights = example.masked, example.labels.reshape(-1), example.masked.weights.reshape(-1)
     text = example.batch.text._replace(input_ids=masked.input_ids)
     logits = model.generator_logits(text, masked.positions, example.draws.generator_dropout)
-    loss = losses.mean(losses.cross_entropy(logits, labels), weights)
-    metrics = {"masked_lm_accuracy": losses.mean(losses.is_highest(logits, labels), weights)}
+    loss = losses.mean(vocabulary.cross_entropy(logits, labels), weights)
+    metrics = {"masked_lm_accuracy": losses.mean(vocabulary.is_highest(logits, labels), weights)}
     return Filled(logits, loss, metrics)
 
 

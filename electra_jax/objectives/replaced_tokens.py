@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from electra_jax.config import Config
+from electra_jax.models import vocabulary
 from electra_jax.models.electra import Electra
 from electra_jax.objectives import losses, masking, sampling
 from electra_jax.objectives.masked_lm import Filled, fill
@@ -35,7 +36,7 @@ def replaced_token_detection(model: Electra, example: Example, config: Config) -
     weights = masked.weights
     predicted = scores > 0
     # The surprise of the generator's own samples: at temperature 1 an unbiased estimate of its entropy, in nats.
-    surprise = jax.lax.stop_gradient(losses.cross_entropy(filled.logits, sampled_ids.reshape(-1)))
+    surprise = jax.lax.stop_gradient(vocabulary.cross_entropy(filled.logits, sampled_ids.reshape(-1)))
     metrics = filled.metrics | {
         "sampled_masked_lm_accuracy": losses.mean(sampled_ids == example.labels, weights),
         "generator_entropy": losses.mean(surprise, weights.reshape(-1)),

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from electra_jax.models.generator import VOCAB_BLOCK
+from electra_jax.models.vocabulary import BLOCK, block_sums
 
 
 def uniforms(keys: jax.Array, slots: int) -> jax.Array:
@@ -13,7 +13,7 @@ def uniforms(keys: jax.Array, slots: int) -> jax.Array:
 
 def uniform_logits(vocab_size: int, shape: tuple[int, ...]) -> jax.Array:
     """Logits of the uniform distribution over the vocabulary, padded as the generator's are: `[*shape, Vp]`."""
-    size = -(-vocab_size // VOCAB_BLOCK) * VOCAB_BLOCK
+    size = -(-vocab_size // BLOCK) * BLOCK
     return jnp.broadcast_to(jnp.where(jnp.arange(size) < vocab_size, 0.0, -1e9), (*shape, size))
 
 
@@ -27,7 +27,7 @@ def sample(
     token within it. Two, because one would leave too few bits for rare tokens within a block.
 
     Args:
-      logits: `[..., Vp]` float32, `Vp` a multiple of `VOCAB_BLOCK`.
+      logits: `[..., Vp]` float32, `Vp` a multiple of `BLOCK`.
       draws: `[..., 2]`, uniform in [0, 1).
       temperature: above 1 flattens the distribution.
       disallowed: `[...]`, an id each that is not to be drawn, or None.
@@ -40,28 +40,11 @@ def sample(
         logits = logits / temperature
     if disallowed is not None:
         logits = jnp.where(jnp.arange(logits.shape[-1]) == disallowed[..., None], -1e9, logits)
-    highest = logits.max(-1, keepdims=True)
-    block = _invert(_block_sums(jnp.exp(logits - highest)), draws[..., 0])  # [...]
-    places = block[..., None] * VOCAB_BLOCK + jnp.arange(VOCAB_BLOCK)
-    within = jnp.exp(jnp.take_along_axis(logits, places, axis=-1) - highest)  # [..., VOCAB_BLOCK]
-    return block * VOCAB_BLOCK + _invert(within, draws[..., 1])
-
-
-def _block_sums(x: jax.Array) -> jax.Array:
-    """`[..., Vp]` -> `[..., Vp / VOCAB_BLOCK]`.
-
-    On accelerators as a product: a TPU would copy all of `x`, twice, to have blocks as an axis.
-    """
-    size = x.shape[-1]
-
-    def reshaped(x):
-        return x.reshape(*x.shape[:-1], -1, VOCAB_BLOCK).sum(-1)
-
-    def product(x):
-        membership = jnp.arange(size)[:, None] // VOCAB_BLOCK == jnp.arange(size // VOCAB_BLOCK)
-        return jnp.dot(x, membership.astype(x.dtype), precision=jax.lax.Precision.HIGHEST)
-
-    return jax.lax.platform_dependent(x, cpu=reshaped, default=product)
+    highest, sums = block_sums(logits)
+    block = _invert(sums, draws[..., 0])  # [...]
+    places = block[..., None] * BLOCK + jnp.arange(BLOCK)
+    within = jnp.exp(jnp.take_along_axis(logits, places, axis=-1) - highest[..., None])  # [..., BLOCK]
+    return block * BLOCK + _invert(within, draws[..., 1])
 
 
 def _invert(weights: jax.Array, draw: jax.Array) -> jax.Array:

@@ -1,0 +1,99 @@
+"""What is as wide as the vocabulary: the output layer tied to the word embeddings, and its softmax.
+
+Arrays of `[N, Vp]` are the largest of a step. Each pass over one costs as much as several products, so the backward passes
+are written out to take few, and the sums of the softmax come by block, as sampling needs them too.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from electra_jax.models.layers import transpose
+
+# Logits come for a vocabulary padded to a multiple of this: the tile of a TPU, and blocks for sampling.
+BLOCK = 128
+
+
+@jax.custom_vjp
+def tied_logits(rows: jax.Array, table: jax.Array, bias: jax.Array) -> jax.Array:
+    """`[N, E]`, `[Vp, E]` and `[Vp]`, parameters float32 -> `[N, Vp]` float32, computed in the dtype of `rows`."""
+    return jnp.dot(rows, table.astype(rows.dtype).T, preferred_element_type=jnp.float32) + bias
+
+
+def _tied_logits_forward(rows, table, bias):
+    return tied_logits(rows, table, bias), (rows, table.astype(rows.dtype))
+
+
+def _tied_logits_backward(saved, gradient):
+    rows, table = saved
+    gradient = gradient.astype(rows.dtype)
+    d_table, d_bias = jax.lax.platform_dependent(gradient, rows, cpu=_sums_apart, default=_sums_together)
+    return gradient @ table, d_table, d_bias
+
+
+def _sums_apart(gradient, rows):
+    d_table = jnp.dot(transpose(gradient), rows, preferred_element_type=jnp.float32)
+    return d_table, gradient.astype(jnp.float32).sum(0)
+
+
+def _sums_together(gradient, rows):
+    # A pass over the gradient saved: the bias is the weight of an input that is always 1.
+    inputs = jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], axis=1)
+    both = jnp.dot(gradient.T, inputs, preferred_element_type=jnp.float32)
+    return both[:, :-1], both[:, -1]
+
+
+tied_logits.defvjp(_tied_logits_forward, _tied_logits_backward)
+
+
+def cross_entropy(logits: jax.Array, ids: jax.Array) -> jax.Array:
+    """`[N, Vp]` float32 and `[N]` -> `[N]`, in nats."""
+    return log_sum(logits) - pick(logits, ids)
+
+
+def pick(logits: jax.Array, ids: jax.Array) -> jax.Array:
+    """The logit of each id: `[N, Vp]` and `[N]` -> `[N]`."""
+    return jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0]
+
+
+def is_highest(logits: jax.Array, ids: jax.Array) -> jax.Array:
+    """Whether no logit is above that of the id; the maximum is there already, an argmax would not be."""
+    return pick(logits, ids) >= logits.max(-1)
+
+
+@jax.custom_vjp
+def log_sum(logits: jax.Array) -> jax.Array:
+    """The logarithm of the sum of exponentials, `[N, Vp]` float32 -> `[N]`: of the sums that `sampling` draws from."""
+    highest, sums = block_sums(logits)
+    return highest + jnp.log(sums.sum(-1))
+
+
+def _log_sum_forward(logits):
+    total = log_sum(logits)
+    return total, (logits, total)
+
+
+def _log_sum_backward(saved, gradient):
+    logits, total = saved
+    return (gradient[:, None] * jnp.exp(logits - total[:, None]),)
+
+
+log_sum.defvjp(_log_sum_forward, _log_sum_backward)
+
+
+def block_sums(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sums of the softmax by block: `[..., Vp]` -> the highest logits `[...]`, and `[..., Vp / BLOCK]`, the sums of
+    `exp(logits - highest)`.
+
+    On accelerators as a product: a TPU would copy all of the logits, twice, to have blocks as an axis.
+    """
+    size, highest = logits.shape[-1], logits.max(-1)
+
+    def reshaped(x):
+        return x.reshape(*x.shape[:-1], -1, BLOCK).sum(-1)
+
+    def product(x):
+        membership = jnp.arange(size)[:, None] // BLOCK == jnp.arange(size // BLOCK)
+        return jnp.dot(x, membership.astype(x.dtype), precision=jax.lax.Precision.HIGHEST)
+
+    exponentials = jnp.exp(logits - highest[..., None])
+    return highest, jax.lax.platform_dependent(exponentials, cpu=reshaped, default=product)
