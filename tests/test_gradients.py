@@ -11,6 +11,8 @@ from scipy.special import erf, log_softmax
 
 from electra_jax.models import vocabulary
 from electra_jax.models.layers import Weight, gelu, layer_norm, linear, linear_stack, normal_cdf
+from electra_jax.models.noise import Noise, dropout
+from electra_jax.models.pallas_norm import add_and_norm
 
 
 @pytest.fixture(params=["cpu", "accelerators"])
@@ -113,3 +115,18 @@ def test_cross_entropy_over_the_vocabulary(platform):
     expected = (np.exp(exact) - np.eye(384)[np.asarray(ids)]) * np.asarray(gradient)[:, None]
     np.testing.assert_allclose(pull(gradient)[0], expected, atol=1e-5)
     assert (np.asarray(pull(gradient)[0])[:, 300:] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 128, 64), (3, 16, 256), (1, 64, 8192 * 2)], ids=str)  # the last in two parts
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_the_end_of_a_sublayer(shape, rate):
+    noise = Noise(jax.random.bits(jax.random.key(9), (shape[0], 2))) if rate else None
+
+    def derived(x, y, scale, bias):
+        return layer_norm(x + dropout(y, rate, noise), scale, bias, 1e-6)
+
+    def kernel(x, y, scale, bias):
+        return add_and_norm(x, y, noise, scale, bias, rate, 1e-6)
+
+    *inputs, gradient = normals(shape, shape, shape[-1:], shape[-1:], shape)
+    assert_same(kernel, derived, inputs, gradient, 2e-5)

@@ -11,7 +11,7 @@ from electra_jax.config import EncoderConfig
 from electra_jax.models.layers import KEPT, Linear, Weight, linear_stack, normal
 from electra_jax.models.noise import Noise, dropout
 from electra_jax.models.pallas_attention import pallas_attention
-from electra_jax.models.sharding import constrain, on_each_device
+from electra_jax.models.sharding import Output, constrain, on_each_device
 
 # Finite, so that a row with nothing to attend to gives a mean and no NaN.
 _MASKED = -1e9
@@ -67,7 +67,7 @@ def _pallas(projected, segment_ids, dropout_rate, noise):
     by_head = ("batch", None, "heads", None)
     inputs = [(projected, (None, *by_head)), (segment_ids, ("batch", None)), (seeds, ("batch", None)),
               (jnp.arange(num_heads, dtype=jnp.int32), ("heads",))]  # fmt: skip
-    return on_each_device(of_device, inputs, (projected.shape[1:], by_head))
+    return on_each_device(of_device, inputs, Output(projected.shape[1:], by_head))
 
 
 def fused_attention(projected: jax.Array, segment_ids: jax.Array, implementation: str) -> jax.Array:

@@ -12,6 +12,7 @@ from electra_jax.config import EncoderConfig
 from electra_jax.models.attention import SelfAttention
 from electra_jax.models.layers import KEPT, LayerNorm, Linear, gelu, normal
 from electra_jax.models.noise import Noise, dropout
+from electra_jax.models.pallas_norm import add_and_norm
 from electra_jax.models.sharding import constrain
 
 
@@ -25,22 +26,23 @@ class Layer(nnx.Module):
         self.intermediate = Linear(hidden, inner, ("embed", "mlp"), init, rngs=rngs)
         self.output = Linear(inner, hidden, ("mlp", "embed"), init, rngs=rngs)
         self.output_norm = LayerNorm(hidden, config.layer_norm_eps, "embed", rngs=rngs)
-        self.dropout_rate = config.hidden_dropout_prob
+        self.dropout_rate, self.implementation = config.hidden_dropout_prob, config.attention
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array, noise: Noise | None) -> jax.Array:
         """`[B, L, D] -> [B, L, D]`."""
         weights, first, second = (noise and noise.at(place) for place in range(3))
-        y = dropout(self.attention(x, segment_ids, weights), self.dropout_rate, first)
-        x = _whole(self.attention_norm(_sum(x, y)))
+        x = self._end(self.attention_norm, x, self.attention(x, segment_ids, weights), first)
         inner = gelu(checkpoint_name(self.intermediate(x), KEPT))
-        y = dropout(self.output(inner, dtype=jnp.float32), self.dropout_rate, second)
-        return _whole(self.output_norm(_sum(x, y)))
+        return self._end(self.output_norm, x, self.output(inner, dtype=jnp.float32), second)
 
-
-def _sum(x: jax.Array, y: jax.Array) -> jax.Array:
-    """A sub-layer's input and float32 result, in the dtype of the input: rounded once, and kept, so that the backward
-    pass draws the bits of dropout only for its own gradient."""
-    return checkpoint_name(_whole((x + _whole(y)).astype(x.dtype)), KEPT)
+    def _end(self, norm: LayerNorm, x: jax.Array, y: jax.Array, noise: Noise | None) -> jax.Array:
+        """Dropout, residual and LayerNorm: the input of a sub-layer and its float32 result -> `[B, L, D]`."""
+        if self.implementation == "pallas":
+            scale, bias = norm.scale[...], norm.bias[...]
+            return _whole(add_and_norm(x, _whole(y), noise, scale, bias, self.dropout_rate, norm.eps))
+        # Rounded once, and kept: the backward pass then draws the bits of dropout only for its own gradient.
+        total = (x + dropout(_whole(y), self.dropout_rate, noise)).astype(x.dtype)
+        return _whole(norm(checkpoint_name(_whole(total), KEPT)))
 
 
 def _whole(x: jax.Array) -> jax.Array:

@@ -92,15 +92,15 @@ def _linear_backward(axes, dtype, keeps_input, saved, gradient):
     x, gradient, kernel = _of_batch(x, axes[0]), _of_batch(gradient, axes[1]), constrain(kernel, *axes)
     rows = gradient.reshape(-1, gradient.shape[-1])
     d_kernel = jnp.dot(transpose(x.reshape(-1, x.shape[-1])), rows, preferred_element_type=jnp.float32)
-    d_bias = _sum_by_product(rows) if axes[1] == "heads" else rows.astype(jnp.float32).sum(0)
+    d_bias = _sum_by_product(rows) if axes[1] in ("heads", "embed") else rows.astype(jnp.float32).sum(0)
     return _of_batch(gradient @ kernel.T, axes[0]), Weight(d_kernel, None), d_bias
 
 
 def _sum_by_product(x: jax.Array) -> jax.Array:
     """`[N, D]` -> `[D]` float32, for what lies in memory: elsewhere the sum is part of what makes `x`.
 
-    Gradients of queries, keys and values come out of a kernel. A TPU reads them for a product in a fourth of the time that
-    its vector units take to add them up.
+    Gradients of queries, keys and values, and of what a sub-layer adds, come out of a kernel. A TPU reads them for a product
+    in a fourth of the time that its vector units take to add them up.
     """
 
     def product(x):

@@ -38,8 +38,7 @@ def dropout(x: jax.Array, rate: float, noise: Noise | None) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dropout(x: jax.Array, seeds: jax.Array, rate: float) -> jax.Array:
-    keep = _bits(seeds, x.shape) >= np.uint32(round(rate * 2**32))
-    return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
+    return keep(x, _bits(seeds, x.shape), rate)
 
 
 def _dropout_forward(x, seeds, rate):
@@ -53,6 +52,12 @@ def _dropout_backward(rate, seeds, gradient):
 _dropout.defvjp(_dropout_forward, _dropout_backward)
 
 
+def keep(x: jax.Array, bits: jax.Array, rate: float) -> jax.Array:
+    """Dropout, given random bits for each element, uint32."""
+    kept = bits >= np.uint32(round(rate * 2**32))
+    return jnp.where(kept, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
+
+
 def _bits(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """uint32 `shape`; `shape[0]` is the batch of `seeds`."""
     if math.prod(shape[1:]) >= 2**32:
@@ -61,6 +66,11 @@ def _bits(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     for axis in range(1, len(shape)):
         index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(math.prod(shape[axis + 1 :]))
     start, stride = (seeds[:, i].reshape(-1, *[1] * (len(shape) - 1)) for i in range(2))
+    return bits_at(index, start, stride)
+
+
+def bits_at(index: jax.Array, start: jax.Array, stride: jax.Array) -> jax.Array:
+    """The bits of an element, by its number within its example and the example's two seeds; all uint32."""
     # An odd stride of its own keeps two examples from walking through the same sequence at an offset.
     return mix(index * (stride | np.uint32(1)) + start)
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from electra_jax.models.noise import mix
+from electra_jax.models.noise import bits_at, keep
 
 _LANES = 128  # of a TPU's vector registers
 _MASKED = -1e9
@@ -125,14 +125,13 @@ def _weights(query, key, allowed, scale):
     return exponentials / exponentials.sum(-1, keepdims=True)
 
 
-def _kept(seeds, first_head, number, shape, rate):
-    """Which weights of a head dropout keeps: those that `models.noise.dropout` keeps of `[B, H, L, L]`."""
+def _bits(seeds, first_head, number, shape):
+    """Random bits for the weights of a head: those that `models.noise.dropout` has for `[B, H, L, L]`."""
     example, block = pl.program_id(0), pl.program_id(2)
     rows, length = shape
     row = block * rows + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     place = ((first_head[0] + number) * length + row) * length + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    start, stride = seeds[example, 0], seeds[example, 1] | np.uint32(1)
-    return mix(place.astype(jnp.uint32) * stride + start) >= np.uint32(round(rate * 2**32))
+    return bits_at(place.astype(jnp.uint32), seeds[example, 0], seeds[example, 1])
 
 
 def _heads(query, head):
@@ -146,8 +145,7 @@ def _forward(seeds, first_head, segment_of_query, segment_of_key, query, key, va
         weights = _weights(query[0, 0, :, lanes], key[0, 0, :, lanes], allowed, 1 / math.sqrt(head))
         if rate:
             number = pl.program_id(1) * (query.shape[-1] // head) + i
-            kept = _kept(seeds, first_head, number, weights.shape, rate)
-            weights = jnp.where(kept, weights * (1 / (1 - rate)), 0)
+            weights = keep(weights, _bits(seeds, first_head, number, weights.shape), rate)
         of_head = jnp.dot(weights.astype(value.dtype), value[0, 0, :, lanes], preferred_element_type=jnp.float32)
         mixed[0, :, lanes] = of_head.astype(mixed.dtype)
 
@@ -172,8 +170,8 @@ def _backward(
         dropped, d_weights = weights, d_dropped
         if rate:
             number = pl.program_id(1) * (query.shape[-1] // head) + i
-            kept = _kept(seeds, first_head, number, weights.shape, rate)
-            dropped, d_weights = (jnp.where(kept, x * (1 / (1 - rate)), 0) for x in (weights, d_dropped))
+            bits = _bits(seeds, first_head, number, weights.shape)
+            dropped, d_weights = (keep(x, bits, rate) for x in (weights, d_dropped))
         sum_value[:, lanes] += jax.lax.dot_general(
             dropped.astype(dtype), d_out, _CONTRACT_FIRST, preferred_element_type=jnp.float32
         )

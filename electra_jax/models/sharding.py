@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax.core import spmd
@@ -28,24 +28,33 @@ def transposed_in_memory(x: jax.Array) -> jax.Array:
     return with_layout_constraint(jax.lax.optimization_barrier(x).T, Layout((0, 1)))
 
 
+class Output(NamedTuple):
+    """What `on_each_device` returns."""
+
+    shape: tuple[int, ...]  # of all parts together
+    axes: tuple[str | None, ...]
+
+
 def on_each_device(
-    function: Callable[..., jax.Array],
+    function: Callable[..., Any],
     inputs: Sequence[tuple[jax.Array, tuple[str | None, ...]]],
-    output: tuple[tuple[int, ...], tuple[str | None, ...]],
-) -> jax.Array:
+    outputs: Any,
+) -> Any:
     """`function` of the part of each array that a device holds, for what XLA cannot split by itself.
 
     Args:
       function: of as many arrays as there are `inputs`.
       inputs: arrays, each with a logical axis name for each dimension, as for `constrain`.
-      output: the shape of what is returned, all parts together, and its axis names.
+      outputs: an `Output`, or a tuple of them, as `function` returns arrays.
     """
     rules, arrays = dict(spmd.get_logical_axis_rules()), [x for x, _ in inputs]
     if not rules:
         return function(*arrays)
     specs = tuple(_spec(x.shape, axes, rules) for x, axes in inputs)
-    out_spec = _spec(*output, rules)
-    return jax.shard_map(function, in_specs=specs, out_specs=out_spec, check_vma=False)(*arrays)
+    out_specs = jax.tree.map(
+        lambda output: _spec(output.shape, output.axes, rules), outputs, is_leaf=lambda x: isinstance(x, Output)
+    )
+    return jax.shard_map(function, in_specs=specs, out_specs=out_specs, check_vma=False)(*arrays)
 
 
 def _spec(shape: tuple[int, ...], axes: Sequence[str | None], rules: dict[str, Any]) -> PartitionSpec:
