@@ -212,7 +212,7 @@ def test_hlo_parser_counts_every_form():
     assert moved["send"] == hlo.Collective(1, 512, 512)
     assert "all-to-all" not in moved  # groups of one device
     cost = hlo.cost(HLO, 8)
-    assert (cost.cycles, cost.kernels, cost.kernel_flops) == (3 * 100 + 7, 1, 640)
+    assert (cost.cycles, cost.kernels) == (3 * 100 + 7, [hlo.Kernel(1, 640, 96)])
     assert cost.dearest[0].source == "models/encoder.py:12" and cost.dearest[0].times == 3
 
 
@@ -267,7 +267,7 @@ ENTRY %main (x: f32[2,4]) -> f32[2,4] {
   %cpd = f32[16]{0} collective-permute-done(%cp)
   %a2a = f32[16]{0} all-to-all(%x), channel_id=6, replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, dimensions={0}
   %s = (f32[1,1,128]{2,1,0}, u32[], token[]) send(%x, %x), channel_id=7, is_host_transfer=true
-  %k = f32[2,4]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"cost_estimate":{"flops":"640"}}
+  %k = f32[2,4]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"cost_estimate":{"flops":"640","transcendentals":"1","bytes_accessed":"96"}}
   ROOT %last = f32[2,4]{1,0} copy(%x), backend_config={"estimated_cycles":"7"}
 }
-"""
+"""  # noqa: E501

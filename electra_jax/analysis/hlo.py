@@ -48,13 +48,20 @@ class Dear(NamedTuple):
     text: str
 
 
+class Kernel(NamedTuple):
+    """A custom kernel (Pallas), for which there is no estimate, and what it says it takes."""
+
+    times: int
+    flops: int
+    bytes: int  # read and written
+
+
 class Cost(NamedTuple):
     """What one step costs one device."""
 
     cycles: int
     collectives: dict[str, Collective]
-    kernels: int  # custom kernels (Pallas), for which there is no estimate
-    kernel_flops: int  # that they say they take
+    kernels: list[Kernel]
     dearest: list[Dear]
 
 
@@ -123,14 +130,14 @@ def cost(text: str, devices: int, top: int = 10) -> Cost:
         for cycles, times, i in sorted(rows, key=lambda row: -row[0])[:top]
     ]
     kernels = [
-        (times, int(i.attribute(r'"cost_estimate":\{"flops":"(\d+)"') or 0))
+        Kernel(times, *(int(i.attribute(rf'"cost_estimate":{{[^}}]*"{what}":"(\d+)"') or 0) for what in _TAKEN))
         for i, times in program.walk()
         if i.opcode == "custom-call" and "tpu_custom_call" in i.text
     ]
-    return Cost(
-        sum(row[0] for row in rows), collectives(program, devices), sum(times for times, _ in kernels),
-        sum(times * flops for times, flops in kernels), dearest,
-    )  # fmt: skip
+    return Cost(sum(row[0] for row in rows), collectives(program, devices), kernels, dearest)
+
+
+_TAKEN = "flops", "bytes_accessed"
 
 
 def collectives(program: Program, devices: int) -> dict[str, Collective]:

@@ -11,13 +11,14 @@ from electra_jax.errors import UserError
 class Chip(NamedTuple):
     """One JAX device of a TPU generation.
 
-    `peak_flops`, `link` and `network` are published (Google Cloud's TPU pages; a chip's divided by its devices). The rest is what
-    the compiler says: `hbm`, when it refuses a program; `clock`, from its estimate of a large bfloat16 product, which
-    comes out at 88 to 90 % of the peak with these (v6e: 70 %).
+    `peak_flops`, `bandwidth`, `link` and `network` are published (Google Cloud's TPU pages; a chip's divided by its devices).
+    The rest is what the compiler says: `hbm`, when it refuses a program; `clock`, from its estimate of a large bfloat16
+    product, which comes out at 88 to 90 % of the peak with these (v6e: 70 %).
     """
 
     peak_flops: float  # bfloat16, FLOP/s
     hbm: int  # bytes
+    bandwidth: float  # of that memory, bytes/s
     link: float  # bytes/s that a device sends along one axis of the torus, both ways together
     network: float  # bytes/s between slices, a device
     clock: float  # cycles/s of `estimated_cycles`
@@ -26,10 +27,10 @@ class Chip(NamedTuple):
 
 _GIB = 2**30
 CHIPS = {
-    "v4": Chip(published_peak("v4") / 2, int(15.25 * _GIB), 45e9, 3.1e9, 1.05e9, devices_per_chip=2),
-    "v5e": Chip(published_peak("v5e"), int(15.75 * _GIB), 90e9, 3.1e9, 1.5e9),
-    "v5p": Chip(published_peak("v5p"), int(95.73 * _GIB), 180e9, 6.2e9, 1.75e9),
-    "v6e": Chip(published_peak("v6e"), int(31.24 * _GIB), 180e9, 12.5e9, 1.75e9),
+    "v4": Chip(published_peak("v4") / 2, int(15.25 * _GIB), 614e9, 45e9, 3.1e9, 1.05e9, devices_per_chip=2),
+    "v5e": Chip(published_peak("v5e"), int(15.75 * _GIB), 819e9, 90e9, 3.1e9, 1.5e9),
+    "v5p": Chip(published_peak("v5p"), int(95.73 * _GIB), 2765e9, 180e9, 6.2e9, 1.75e9),
+    "v6e": Chip(published_peak("v6e"), int(31.24 * _GIB), 1640e9, 180e9, 12.5e9, 1.75e9),
 }
 
 _CHIPS_PER_HOST = 4

@@ -39,9 +39,9 @@ class Layer(nnx.Module):
         """Dropout, residual and LayerNorm: the input of a sub-layer and its float32 result -> `[B, L, D]`."""
         if self.implementation == "pallas":
             scale, bias = norm.scale[...], norm.bias[...]
-            return _whole(add_and_norm(x, _whole(y), noise, scale, bias, self.dropout_rate, norm.eps))
+            return _whole(add_and_norm(x, y, noise, scale, bias, self.dropout_rate, norm.eps))
         # Rounded once, and kept: the backward pass then draws the bits of dropout only for its own gradient.
-        total = (x + dropout(_whole(y), self.dropout_rate, noise)).astype(x.dtype)
+        total = (x + _whole(dropout(y, self.dropout_rate, noise))).astype(x.dtype)
         return _whole(norm(checkpoint_name(_whole(total), KEPT)))
 
 

@@ -17,10 +17,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from electra_jax.models.layers import KEPT, layer_norm
 from electra_jax.models.noise import Noise, bits_at, dropout, keep
-from electra_jax.models.sharding import Output, on_each_device
+from electra_jax.models.sharding import Output, constrain, on_each_device
 
 # Elements that a program holds at a time: a dozen float32 copies of so many fit into the chip's memory.
 _ELEMENTS = 2**19
+_WHOLE = "batch", None, None  # how `[B, L, D]` is laid out: its width on every device of a tensor group
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -50,19 +51,20 @@ def add_and_norm(
 
 
 def _forward(x, y, noise, scale, bias, rate, eps):
-    total = checkpoint_name((x + dropout(y, rate, noise)).astype(x.dtype), KEPT)
+    total = (x + constrain(dropout(y, rate, noise), *_WHOLE)).astype(x.dtype)
+    total = checkpoint_name(constrain(total, *_WHOLE), KEPT)
     return layer_norm(total, scale, bias, eps), (total, noise, scale)
 
 
 def _backward(rate, eps, saved, gradient):
     total, noise, scale = saved
-    whole, of_rows = ("batch", None, None), total.shape
+    of_rows = total.shape
     seeds = jnp.zeros((of_rows[0], 2), jnp.uint32) if noise is None else noise.seeds
     call = functools.partial(_call, rate=0.0 if noise is None else rate, eps=eps)
     d_total, d_y, sums = on_each_device(
         call,
-        [(total, whole), (gradient.astype(total.dtype), whole), (seeds, ("batch", None)), (scale, (None,))],
-        (Output(of_rows, whole), Output(of_rows, whole), Output((of_rows[0], 2, of_rows[2]), whole)),
+        [(total, _WHOLE), (gradient.astype(total.dtype), _WHOLE), (seeds, ("batch", None)), (scale, (None,))],
+        (Output(of_rows, _WHOLE), Output(of_rows, _WHOLE), Output((of_rows[0], 2, of_rows[2]), _WHOLE)),
     )
     d_scale, d_bias = sums.sum(0)
     no_gradient = jax.tree.map(lambda seeds: np.zeros(seeds.shape, jax.dtypes.float0), noise)
