@@ -8,6 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from electra_jax.config import EncoderConfig
+from electra_jax.models import pallas_norm
 from electra_jax.models.layers import KEPT, Linear, Weight, linear_stack, normal
 from electra_jax.models.noise import Noise, dropout
 from electra_jax.models.pallas_attention import pallas_attention
@@ -81,10 +82,10 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         size, init = config.hidden_size, normal(config.initializer_range)
-        self.query = Linear(size, size, ("embed", "heads"), init, rngs=rngs)
-        self.key = Linear(size, size, ("embed", "heads"), init, rngs=rngs)
-        self.value = Linear(size, size, ("embed", "heads"), init, rngs=rngs)
-        self.output = Linear(size, size, ("heads", "embed"), init, rngs=rngs)
+        self.query, self.key, self.value = (
+            Linear(size, size, ("embed", "heads"), init, from_memory=True, rngs=rngs) for _ in range(3)
+        )
+        self.output = Linear(size, size, ("heads", "embed"), init, from_memory=pallas_norm.fits(size), rngs=rngs)
         self.num_heads, self.dropout_rate = config.num_attention_heads, config.attention_probs_dropout_prob
         self.implementation = config.attention
 

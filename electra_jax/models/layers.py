@@ -41,21 +41,31 @@ class Weight(NamedTuple):
 
 
 class Linear(nnx.Module):
-    """`[..., in] -> [..., out]`, with bias. The kernel is a `Weight` by the time it is called."""
+    """`[..., in] -> [..., out]`, with bias. The kernel is a `Weight` by the time it is called.
+
+    `from_memory`: the gradient comes out of a kernel for TPUs, so that adding it up for the bias is a pass of its own.
+    """
 
     def __init__(
-        self, in_size: int, out_size: int, axes: tuple[str, str], init: initializers.Initializer, *, rngs: nnx.Rngs
+        self,
+        in_size: int,
+        out_size: int,
+        axes: tuple[str, str],
+        init: initializers.Initializer,
+        from_memory: bool = False,
+        *,
+        rngs: nnx.Rngs,
     ):
         self.kernel = parameter(rngs, init, (in_size, out_size), axes)
         self.bias = parameter(rngs, initializers.zeros, (out_size,), axes[1:])
-        self.axes = axes
+        self.axes, self.from_memory = axes, from_memory
 
     def __call__(self, x: jax.Array, dtype: jnp.dtype | None = None, keeps_input: bool = False) -> jax.Array:
         """Returns `dtype`, or that of `x`; `keeps_input`: for the backward pass, where layers are computed again."""
-        return linear(x, self.kernel.get_value(), self.bias[...], self.axes, dtype, keeps_input)
+        return linear(x, self.kernel.get_value(), self.bias[...], self.axes, dtype, keeps_input, self.from_memory)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def linear(
     x: jax.Array,
     kernel: Weight,
@@ -63,6 +73,7 @@ def linear(
     axes: tuple[str, str],
     dtype: jnp.dtype | None = None,
     keeps_input: bool = False,
+    from_memory: bool = False,
 ) -> jax.Array:
     """`[..., in]`, `[in, out]`, `[out]` -> `[..., out]`; products, and gradients of parameters, accumulate in float32.
 
@@ -79,28 +90,27 @@ def _of_batch(x: jax.Array, axis: str) -> jax.Array:
     return constrain(x, "batch", *[None] * (x.ndim - 2), axis)
 
 
-def _linear_forward(x, kernel, bias, axes, dtype, keeps_input):
+def _linear_forward(x, kernel, bias, axes, dtype, keeps_input, from_memory):
     # The name is not on what the product reads: what is kept and read both, JAX has rounded first, in a pass of its own
     # where a kernel has made it.
     saved = checkpoint_name(x, KEPT) if keeps_input else x
     return linear(x, kernel, bias, axes, dtype), (saved, kernel.read)
 
 
-def _linear_backward(axes, dtype, keeps_input, saved, gradient):
+def _linear_backward(axes, dtype, keeps_input, from_memory, saved, gradient):
     x, kernel = saved
     gradient = gradient.astype(x.dtype)
     x, gradient, kernel = _of_batch(x, axes[0]), _of_batch(gradient, axes[1]), constrain(kernel, *axes)
     rows = gradient.reshape(-1, gradient.shape[-1])
     d_kernel = jnp.dot(transpose(x.reshape(-1, x.shape[-1])), rows, preferred_element_type=jnp.float32)
-    d_bias = _sum_by_product(rows) if axes[1] in ("heads", "embed") else rows.astype(jnp.float32).sum(0)
+    d_bias = _sum_by_product(rows) if from_memory else rows.astype(jnp.float32).sum(0)
     return _of_batch(gradient @ kernel.T, axes[0]), Weight(d_kernel, None), d_bias
 
 
 def _sum_by_product(x: jax.Array) -> jax.Array:
     """`[N, D]` -> `[D]` float32, for what lies in memory: elsewhere the sum is part of what makes `x`.
 
-    Gradients of queries, keys and values, and of what a sub-layer adds, come out of a kernel. A TPU reads them for a product
-    in a fourth of the time that its vector units take to add them up.
+    A TPU reads what a kernel has made for a product in a fourth of the time that its vector units take to add it up.
     """
 
     def product(x):

@@ -24,6 +24,11 @@ _ELEMENTS = 2**19
 _WHOLE = "batch", None, None  # how `[B, L, D]` is laid out: its width on every device of a tensor group
 
 
+def fits(width: int) -> bool:
+    """Whether the kernel is worth it: a narrower tower's arrays XLA lays out without the gaps that a kernel would need."""
+    return width % 128 == 0
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def add_and_norm(
     x: jax.Array,
