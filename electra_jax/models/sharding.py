@@ -20,10 +20,15 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, _spec(x.shape, axes, rules)) if rules else x
 
 
+def is_spread() -> bool:
+    """Whether what is being traced is for several devices."""
+    return bool(spmd.get_logical_axis_rules())
+
+
 def transposed_in_memory(x: jax.Array) -> jax.Array:
     """`x.T`, `[M, N]`, as an array of its own with rows in order, where a compiler might leave it to be a matter of layout."""
     # XLA cannot split a constraint on the layout over a mesh, and would put `x` together everywhere.
-    if spmd.get_logical_axis_rules():
+    if is_spread():
         return jax.lax.optimization_barrier(x.T)
     return with_layout_constraint(jax.lax.optimization_barrier(x).T, Layout((0, 1)))
 

@@ -7,7 +7,8 @@ are written out to take few, and the sums of the softmax come by block, as sampl
 import jax
 import jax.numpy as jnp
 
-from electra_jax.models.layers import transpose
+from electra_jax.models.layers import sum_by_product, transpose
+from electra_jax.models.sharding import is_spread
 
 # Logits come for a vocabulary padded to a multiple of this: the tile of a TPU, and blocks for sampling.
 BLOCK = 128
@@ -36,6 +37,9 @@ def _sums_apart(gradient, rows):
 
 
 def _sums_together(gradient, rows):
+    # A slice would keep XLA from adding up all gradients of the table before the devices send them.
+    if is_spread():
+        return jnp.dot(gradient.T, rows, preferred_element_type=jnp.float32), sum_by_product(gradient)
     # A pass over the gradient saved: the bias is the weight of an input that is always 1.
     inputs = jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], axis=1)
     both = jnp.dot(gradient.T, inputs, preferred_element_type=jnp.float32)
