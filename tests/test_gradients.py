@@ -15,10 +15,11 @@ from electra_jax.models.noise import Noise, dropout
 from electra_jax.models.pallas_norm import add_and_norm
 
 
-@pytest.fixture(params=["cpu", "accelerators"])
-def platform(request):
-    if request.param == "accelerators":
+@pytest.fixture(params=["cpu", "accelerator", "accelerators"])
+def platform(request, monkeypatch):
+    if request.param != "cpu":
         request.getfixturevalue("as_on_accelerators")
+    monkeypatch.setattr(vocabulary, "is_spread", lambda: request.param == "accelerators")
     return request.param
 
 
