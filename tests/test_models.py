@@ -168,19 +168,24 @@ def test_what_is_computed_again(params):
     assert 8 <= counts["full"] - counts["none"] <= 8 * layers
 
 
-def gradient(architecture, params, seed=5):
-    noise = Noise(jax.random.bits(jax.random.key(seed), (2, 2)))
+def gradients(architecture, params, seeds):
+    """One tree for each seed of dropout."""
 
-    def total(params):  # of both towers' outputs
+    def total(params, noise):  # of both towers' outputs
         return sum(jnp.square(x).sum() for x in run(params, PACKED, architecture, noise)[1:])
 
-    return jax.jit(jax.grad(total))(params)
+    compute = jax.jit(jax.grad(total))
+    return [compute(params, Noise(jax.random.bits(jax.random.key(seed), (2, 2)))) for seed in seeds]
+
+
+def gradient(architecture, params):
+    return gradients(architecture, params, [5])[0]
 
 
 def test_the_way_of_accelerators_gives_the_same_gradients(params, request):
     on_cpu = by_name(gradient(ARCHITECTURE, params))
     request.getfixturevalue("as_on_accelerators")
-    elsewhere, others = by_name(gradient(ARCHITECTURE, params)), by_name(gradient(ARCHITECTURE, params, seed=6))
+    elsewhere, others = map(by_name, gradients(ARCHITECTURE, params, (5, 6)))
     for name, leaf in on_cpu.items():
         if "key/bias" not in name:  # nothing but rounding: softmax does not see it
             assert np.abs(elsewhere[name] - leaf).max() < 1e-5 * np.abs(leaf).max(), name
@@ -189,10 +194,9 @@ def test_the_way_of_accelerators_gives_the_same_gradients(params, request):
 
 def test_the_way_of_accelerators_in_bfloat16_is_as_close_to_float32_as_that_of_the_cpu(params, request):
     exact, rounded = ARCHITECTURE, Architecture(dataclasses.replace(CONFIG, dtype="bfloat16"), VOCAB)
-    seeds = (5, 6, 7)
-    expected, on_cpu = ([by_name(gradient(a, params, seed)) for seed in seeds] for a in (exact, rounded))
+    expected, on_cpu = ([*map(by_name, gradients(a, params, (5, 6, 7)))] for a in (exact, rounded))
     request.getfixturevalue("as_on_accelerators")
-    elsewhere = [by_name(gradient(rounded, params, seed)) for seed in seeds]
+    elsewhere = [*map(by_name, gradients(rounded, params, (5, 6, 7)))]
 
     def error(found):  # relative, a mean over parameters and seeds
         return np.mean([
