@@ -85,7 +85,7 @@ class SelfAttention(nnx.Module):
         self.query, self.key, self.value = (
             Linear(size, size, ("embed", "heads"), init, from_memory=True, rngs=rngs) for _ in range(3)
         )
-        self.output = Linear(size, size, ("heads", "embed"), init, from_memory=pallas_norm.fits(size), rngs=rngs)
+        self.output = Linear(size, size, ("heads", "embed"), init, from_memory=pallas_norm.is_used(config), rngs=rngs)
         self.num_heads, self.dropout_rate = config.num_attention_heads, config.attention_probs_dropout_prob
         self.implementation = config.attention
 

@@ -11,8 +11,8 @@ from jax.nn import initializers
 from electra_jax.config import EncoderConfig
 from electra_jax.models import pallas_norm
 from electra_jax.models.attention import SelfAttention
-from electra_jax.models.layers import KEPT, LayerNorm, Linear, gelu, normal
-from electra_jax.models.noise import Noise, dropout
+from electra_jax.models.layers import KEPT, WHOLE, LayerNorm, Linear, add, gelu, normal
+from electra_jax.models.noise import Noise
 from electra_jax.models.sharding import constrain
 
 
@@ -24,10 +24,10 @@ class Layer(nnx.Module):
         self.attention = SelfAttention(config, rngs=rngs)
         self.attention_norm = LayerNorm(hidden, config.layer_norm_eps, "embed", rngs=rngs)
         self.intermediate = Linear(hidden, inner, ("embed", "mlp"), init, rngs=rngs)
-        self.output = Linear(inner, hidden, ("mlp", "embed"), init, from_memory=pallas_norm.fits(hidden), rngs=rngs)
+        self.output = Linear(inner, hidden, ("mlp", "embed"), init, from_memory=pallas_norm.is_used(config), rngs=rngs)
         self.output_norm = LayerNorm(hidden, config.layer_norm_eps, "embed", rngs=rngs)
         self.dropout_rate = config.hidden_dropout_prob
-        self.has_kernel = config.attention == "pallas" and pallas_norm.fits(hidden)
+        self.has_kernel = pallas_norm.is_used(config)
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array, noise: Noise | None) -> jax.Array:
         """`[B, L, D] -> [B, L, D]`."""
@@ -41,14 +41,12 @@ class Layer(nnx.Module):
         if self.has_kernel:
             scale, bias = norm.scale[...], norm.bias[...]
             return _whole(pallas_norm.add_and_norm(x, y, noise, scale, bias, self.dropout_rate, norm.eps))
-        # Rounded once, and kept: the backward pass then draws the bits of dropout only for its own gradient.
-        total = (x + _whole(dropout(y, self.dropout_rate, noise))).astype(x.dtype)
-        return _whole(norm(checkpoint_name(_whole(total), KEPT)))
+        return _whole(norm(add(x, y, self.dropout_rate, noise)))
 
 
 def _whole(x: jax.Array) -> jax.Array:
     """`[B, L, D]` with its width on every device of a tensor group: left to itself, XLA would spread it in between."""
-    return constrain(x, "batch", None, None)
+    return constrain(x, *WHOLE)
 
 
 class Encoder(nnx.Module):

@@ -181,25 +181,46 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
 
 def _layer_norm_forward(x, scale, bias, eps):
     y = x.astype(jnp.float32)
-    # Both in one pass over `x`, and kept for the backward pass, which would take another one.
-    mean = checkpoint_name(y.mean(-1, keepdims=True), KEPT)
-    variance = jnp.maximum(jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean), 0)
-    factor = checkpoint_name(jax.lax.rsqrt(variance + eps), KEPT)
+    # Kept for the backward pass, which would take another pass over `x`.
+    mean, factor = (checkpoint_name(of_rows, KEPT) for of_rows in statistics(y, eps))
     return ((y - mean) * factor * scale + bias).astype(x.dtype), (x, mean, factor, scale)
 
 
 def _layer_norm_backward(eps, saved, gradient):
     x, mean, factor, scale = saved
     gradient, normal = gradient.astype(jnp.float32), (x.astype(jnp.float32) - mean) * factor
-    scaled, of_tokens = gradient * scale, tuple(range(x.ndim - 1))
-    along = normal * (scaled * normal).mean(-1, keepdims=True)
-    d_x = (factor * (scaled - scaled.mean(-1, keepdims=True) - along)).astype(x.dtype)
+    d_x, of_tokens = layer_norm_gradient(normal, factor, gradient * scale).astype(x.dtype), tuple(range(x.ndim - 1))
     # Accelerators would compute all of this again in each of the two places that read it, rather than read it twice.
     d_x = jax.lax.platform_dependent(d_x, cpu=lambda d_x: d_x, default=jax.lax.optimization_barrier)
     return d_x, (gradient * normal).sum(of_tokens), gradient.sum(of_tokens)
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def statistics(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
+    """Mean and inverse standard deviation, in one pass: `[..., D]` float32 -> `[..., 1]` each."""
+    mean = x.mean(-1, keepdims=True)
+    variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0)
+    return mean, jax.lax.rsqrt(variance + eps)
+
+
+def layer_norm_gradient(normal: jax.Array, factor: jax.Array, scaled: jax.Array) -> jax.Array:
+    """The gradient by what is normalised, `[..., D]`: of its normal form, its inverse deviation, the gradient times scale."""
+    along = normal * (scaled * normal).mean(-1, keepdims=True)
+    return factor * (scaled - scaled.mean(-1, keepdims=True) - along)
+
+
+def add(x: jax.Array, y: jax.Array, rate: float, noise: Noise | None) -> jax.Array:
+    """`x + dropout(y)`, the input of a sub-layer and its float32 result, `[B, L, D]`, in the dtype of the input.
+
+    Rounded once, and kept: the backward pass then draws the bits of dropout only for its own gradient.
+    """
+    total = (x + constrain(dropout(y, rate, noise), *WHOLE)).astype(x.dtype)
+    return checkpoint_name(constrain(total, *WHOLE), KEPT)
+
+
+WHOLE = "batch", None, None  # how `[B, L, D]` is laid out: its width on every device of a tensor group
 
 
 @jax.custom_vjp

@@ -11,22 +11,24 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from electra_jax.models.layers import KEPT, layer_norm
-from electra_jax.models.noise import Noise, bits_at, dropout, keep
-from electra_jax.models.sharding import Output, constrain, on_each_device
+from electra_jax.config import EncoderConfig
+from electra_jax.models.layers import WHOLE, add, layer_norm, layer_norm_gradient, statistics
+from electra_jax.models.noise import Noise, bits_at, keep
+from electra_jax.models.sharding import Output, on_each_device
 
 # Elements that a program holds at a time: a dozen float32 copies of so many fit into the chip's memory.
 _ELEMENTS = 2**19
-_WHOLE = "batch", None, None  # how `[B, L, D]` is laid out: its width on every device of a tensor group
 
 
-def fits(width: int) -> bool:
-    """Whether the kernel is worth it: a narrower tower's arrays XLA lays out without the gaps that a kernel would need."""
-    return width % 128 == 0
+def is_used(config: EncoderConfig) -> bool:
+    """Whether a tower has the kernel: on TPUs, where rows fill the registers.
+
+    XLA lays the arrays of a narrower tower out without the gaps that a kernel would need.
+    """
+    return config.attention == "pallas" and config.hidden_size % 128 == 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -56,8 +58,7 @@ def add_and_norm(
 
 
 def _forward(x, y, noise, scale, bias, rate, eps):
-    total = (x + constrain(dropout(y, rate, noise), *_WHOLE)).astype(x.dtype)
-    total = checkpoint_name(constrain(total, *_WHOLE), KEPT)
+    total = add(x, y, rate, noise)
     return layer_norm(total, scale, bias, eps), (total, noise, scale)
 
 
@@ -68,8 +69,8 @@ def _backward(rate, eps, saved, gradient):
     call = functools.partial(_call, rate=0.0 if noise is None else rate, eps=eps)
     d_total, d_y, sums = on_each_device(
         call,
-        [(total, _WHOLE), (gradient.astype(total.dtype), _WHOLE), (seeds, ("batch", None)), (scale, (None,))],
-        (Output(of_rows, _WHOLE), Output(of_rows, _WHOLE), Output((of_rows[0], 2, of_rows[2]), _WHOLE)),
+        [(total, WHOLE), (gradient.astype(total.dtype), WHOLE), (seeds, ("batch", None)), (scale, (None,))],
+        (Output(of_rows, WHOLE), Output(of_rows, WHOLE), Output((of_rows[0], 2, of_rows[2]), WHOLE)),
     )
     d_scale, d_bias = sums.sum(0)
     no_gradient = jax.tree.map(lambda seeds: np.zeros(seeds.shape, jax.dtypes.float0), noise)
@@ -117,11 +118,9 @@ def _rows(length: int, width: int) -> int:
 def _kernel(seeds, scale, total, gradient, d_total, d_y, sums, *, rate, eps):
     example, block = pl.program_id(0), pl.program_id(1)
     x, g = total[0].astype(jnp.float32), gradient[0].astype(jnp.float32)
-    mean = x.mean(-1, keepdims=True)
-    variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0)
-    factor = jax.lax.rsqrt(variance + eps)
-    normal, scaled = (x - mean) * factor, g * scale[...]
-    d = factor * (scaled - scaled.mean(-1, keepdims=True) - normal * (scaled * normal).mean(-1, keepdims=True))
+    mean, factor = statistics(x, eps)
+    normal = (x - mean) * factor
+    d = layer_norm_gradient(normal, factor, g * scale[...])
     d_total[0] = d.astype(d_total.dtype)
     if rate:
         row = block * d.shape[0] + jax.lax.broadcasted_iota(jnp.int32, d.shape, 0)

@@ -27,19 +27,17 @@ def _tied_logits_forward(rows, table, bias):
 def _tied_logits_backward(saved, gradient):
     rows, table = saved
     gradient = gradient.astype(rows.dtype)
-    d_table, d_bias = jax.lax.platform_dependent(gradient, rows, cpu=_sums_apart, default=_sums_together)
+    # A slice would keep XLA from adding up all gradients of the table before the devices send them.
+    elsewhere = _sums_apart if is_spread() else _sums_together
+    d_table, d_bias = jax.lax.platform_dependent(gradient, rows, cpu=_sums_apart, default=elsewhere)
     return gradient @ table, d_table, d_bias
 
 
 def _sums_apart(gradient, rows):
-    d_table = jnp.dot(transpose(gradient), rows, preferred_element_type=jnp.float32)
-    return d_table, gradient.astype(jnp.float32).sum(0)
+    return jnp.dot(transpose(gradient), rows, preferred_element_type=jnp.float32), sum_by_product(gradient)
 
 
 def _sums_together(gradient, rows):
-    # A slice would keep XLA from adding up all gradients of the table before the devices send them.
-    if is_spread():
-        return jnp.dot(gradient.T, rows, preferred_element_type=jnp.float32), sum_by_product(gradient)
     # A pass over the gradient saved: the bias is the weight of an input that is always 1.
     inputs = jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], axis=1)
     both = jnp.dot(gradient.T, inputs, preferred_element_type=jnp.float32)
