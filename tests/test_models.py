@@ -323,6 +323,7 @@ def test_how_layers_are_laid_out_where_nobody_says():
     assert chosen("cpu", num_hidden_layers=4) == ("all", "none")
     assert chosen("cpu", num_hidden_layers=12) == chosen("gpu", num_hidden_layers=12) == ("none", "dots")
     assert chosen("tpu", num_hidden_layers=12) == ("all", "none")
-    assert chosen("tpu", num_hidden_layers=24) == ("none", "dots")
+    assert chosen("tpu", num_hidden_layers=24) == ("all", "none")
+    assert chosen("tpu", num_hidden_layers=48) == ("none", "dots")
     assert chosen("tpu", num_hidden_layers=12, unroll="none") == ("none", "dots")
     assert chosen("tpu", num_hidden_layers=12, unroll="none", remat="full") == ("none", "full")
