@@ -44,7 +44,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--steps", type=cli.positive, default=10, help=f"timed, after {_WARMUP} that are not (default: 10)"
     )
-    parser.add_argument("--json", metavar="FILE", help="where the figures go besides the terminal")
+    parser.add_argument(
+        "--json", type=cli.output_file, metavar="FILE", help="where the figures go besides the terminal"
+    )
     args, overrides = cli.parse(parser, argv)
     config = cli.load_config(args.config, overrides)
     # In a process of its own: building the data must not count in the peak memory of training.
@@ -60,7 +62,7 @@ def main(argv: list[str]) -> None:
     for name, value in figures.items():
         print(f"{name:28} {value:,.6g}" if isinstance(value, (int, float)) else f"{name:28} {value}")
     if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def benchmark(config: Config, steps: int) -> dict[str, Any]:

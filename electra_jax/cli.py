@@ -28,13 +28,16 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     absl.logging.set_verbosity(absl.logging.ERROR)
     try:
         status = main(sys.argv[1:]) or 0
+        sys.stdout.flush()
     except (UserError, RunFailed) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         status = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
-    sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output wants no more of it, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
     sys.exit(status)
 
 
@@ -58,6 +61,14 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}; it must be 1 or more")
     return value
+
+
+def output_file(text: str) -> Path:
+    """A file that can be written to at the end of the work, as the type of an argument."""
+    path = Path(text).expanduser()
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no file in a folder that is there")
+    return path
 
 
 def end_before_first_step(*_: Any) -> NoReturn:

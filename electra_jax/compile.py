@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -31,15 +30,14 @@ from electra_jax.training.setup import Setup, mesh_of
 def main(argv: list[str]) -> None:
     parser = cli.parser("electra_jax.compile", "Memory, communication and estimated speed of the train step on a TPU.")
     parser.add_argument("--topology", required=True, metavar="KIND:CHIPS", help="such as v5e:4x4, v4:2x2x1, v5e:4x4*2")
-    parser.add_argument("--json", metavar="FILE", help="where the figures go besides the terminal")
-    parser.add_argument("--hlo", metavar="FILE", help="where the compiled program goes, as text")
+    parser.add_argument(
+        "--json", type=cli.output_file, metavar="FILE", help="where the figures go besides the terminal"
+    )
+    parser.add_argument("--hlo", type=cli.output_file, metavar="FILE", help="where the compiled program goes, as text")
     parser.add_argument(
         "--find_batch", action="store_true", help="the largest batch that fits, instead of train.batch_size"
     )
     args, overrides = cli.parse(parser, argv)
-    for name, path in (("--json", args.json), ("--hlo", args.hlo)):
-        if path and not Path(path).absolute().parent.is_dir():  # compiling takes minutes
-            raise UserError(f"{name}={path}: there is no such folder")
     config = cli.load_config(args.config, overrides)
     slices = topology.parse(args.topology)
     devices = _devices(slices)
@@ -47,9 +45,9 @@ def main(argv: list[str]) -> None:
     figures = analyse(compiled, slices)
     print("\n".join(report(figures)))
     if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
     if args.hlo:
-        Path(args.hlo).write_text(compiled.program.as_text())
+        args.hlo.write_text(compiled.program.as_text())
 
 
 # What custom kernels are taken to reach of the peak, where memory does not take longer.

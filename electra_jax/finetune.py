@@ -13,9 +13,11 @@ from electra_jax import cli, memory, storage
 from electra_jax.errors import UserError
 from electra_jax.reporting import report
 from electra_jax.reporting.writers import require_wandb
+from electra_jax.tasks import data as task_data
 from electra_jax.tasks import encoder as encoders
-from electra_jax.tasks import examples, results, seeds
+from electra_jax.tasks import results, seeds
 from electra_jax.tasks.config import FinetuneConfig
+from electra_jax.tasks.data import TaskData
 from electra_jax.tasks.encoder import Encoder
 from electra_jax.tasks.finetuning import Job, Stopped
 
@@ -49,7 +51,7 @@ def main(argv: list[str]) -> int:
     try:
         if config.suite:
             return _suite(args.config, config.suite, overrides, encoder, workdir)
-        found = _task(config, encoder, workdir)
+        found = _task(config, task_data.load(config.task), encoder, workdir)
     except Stopped as stop:
         print(f"{'preempted' if stop.is_preempted else 'stopped'} {stop}", flush=True)
         return 0 if stop.is_preempted else 130
@@ -57,8 +59,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _task(config: FinetuneConfig, encoder: Encoder, workdir: Path) -> dict[str, Any]:
-    data = examples.load(config.task)
+def _task(config: FinetuneConfig, data: TaskData, encoder: Encoder, workdir: Path) -> dict[str, Any]:
     job = Job(config, data, encoder, _say)
     cli.make_directory("--workdir", workdir)
     try:
@@ -80,9 +81,10 @@ def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder,
     file, found = path.rpartition(":")[0], []
     # All before the first: a mistake in the last shows now.
     configs = [(word, cli.load_finetune_config(f"{file}:{word}", overrides)) for word in words]
+    data = [task_data.load(config.task) for _, config in configs]
     for word, config in configs:
         _say(f"== {word}")
-        found.append((word, config, _task(config, encoder, workdir / word)))
+        found.append((word, config, _task(config, data.pop(0), encoder, workdir / word)))
     print(f"{'task':8} {'metric':18} {'mean':>8} {'median':>8} {'deviation':>10} {'published':>10}")
     for word, config, one in found:
         shown = [f"{100 * one[name]:.1f}" for name in ("mean", "median", "standard_deviation")]

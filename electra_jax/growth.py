@@ -43,8 +43,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--steps", type=cli.positive, default=5, help="timed of each size, after two that are not (default: 5)"
     )
-    parser.add_argument("--json", metavar="FILE", help="where the figures go besides the terminal")
-    parser.add_argument("--plot", metavar="FILE", help="where the picture goes, .svg or .png; needs the [plots] extra")
+    parser.add_argument(
+        "--json", type=cli.output_file, metavar="FILE", help="where the figures go besides the terminal"
+    )
+    parser.add_argument(
+        "--plot",
+        type=cli.output_file,
+        metavar="FILE",
+        help="where the picture goes, .svg or .png; needs the [plots] extra",
+    )
     args, overrides = cli.parse(parser, argv)
     if args.plot:
         _require_matplotlib()  # before minutes of work
@@ -62,9 +69,7 @@ def main(argv: list[str]) -> None:
             flush=True,
         )
     if args.json:
-        Path(args.json).write_text(
-            json.dumps({"device": jax.devices()[0].device_kind, "points": rows}, indent=1) + "\n"
-        )
+        args.json.write_text(json.dumps({"device": jax.devices()[0].device_kind, "points": rows}, indent=1) + "\n")
     if args.plot:
         plot(rows, args.plot)
 
@@ -109,7 +114,7 @@ def measure(config: Config, point: Point, steps: int) -> dict[str, Any]:
     return point._asdict() | figures
 
 
-def plot(rows: list[dict[str, Any]], path: str) -> None:
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Step times by what grows, beside the time that the model's FLOPs would take at the rate of the first point."""
     from matplotlib.figure import Figure
 
@@ -127,7 +132,7 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
         axes.tick_params(axis="x", labelrotation=30)
     figure.axes[0].set_ylabel("seconds a step")
     figure.axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _require_matplotlib() -> None:

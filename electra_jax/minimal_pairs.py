@@ -17,8 +17,9 @@ import numpy as np
 from electra_jax import cli
 from electra_jax.errors import UserError
 from electra_jax.models.electra import Architecture, Text
-from electra_jax.tasks import batches, encoder, formats
+from electra_jax.tasks import batches, encoder, examples, formats
 from electra_jax.tasks.config import TaskConfig
+from electra_jax.tasks.formats import Row
 from electra_jax.tasks.kinds import Feature, joined
 
 _FIELDS = ("sentence_good", "sentence_bad")
@@ -30,7 +31,9 @@ def main(argv: list[str]) -> None:
         "--init", required=True, metavar="DIR[@STEP]", help="a work directory or an exported discriminator"
     )
     parser.add_argument("--per_token", action="store_true", help="score by the mean over tokens, not their sum")
-    parser.add_argument("--json", metavar="FILE", help="where the figures go besides the terminal")
+    parser.add_argument(
+        "--json", type=cli.output_file, metavar="FILE", help="where the figures go besides the terminal"
+    )
     parser.add_argument(
         "files",
         nargs="+",
@@ -40,33 +43,50 @@ def main(argv: list[str]) -> None:
     args, _ = cli.parse(parser, argv)
     scorer = Scorer(encoder.load(args.init, with_head=True), args.per_token)
     right: dict[str, list[bool]] = collections.defaultdict(list)
+    num_cut = num_equal = 0
     for name in args.files:
         rows = list(formats.rows(cli.local_path("FILE", name), TaskConfig(format="jsonl")))
-        for row in rows:
-            for field in _FIELDS:
-                if not str(row.values.get(field) or "").strip():
-                    raise UserError(f"{row.where}: no sentence in field {field!r}")
-        good, bad = (scorer([str(row.values[field]) for row in rows]) for field in _FIELDS)
-        for row, one, other in zip(rows, good, bad):
+        pairs = [[_sentence(row, field) for row in rows] for field in _FIELDS]
+        (good, is_cut), (bad, is_cut_too) = map(scorer, pairs)
+        for row, one, other, is_left_out in zip(rows, good, bad, is_cut | is_cut_too):
+            if is_left_out:
+                num_cut += 1
+                continue
+            num_equal += one == other
             right[str(row.values.get("UID", Path(name).stem))].append(bool(one > other))
+    if num_cut:
+        print(f"WARNING: {num_cut:,} pairs are left out: longer than the model, {scorer.longest} tokens")
+    if num_equal:
+        print(f"WARNING: {num_equal:,} pairs have the same score twice, which counts as wrong")
     if not right:
-        raise UserError(f"{', '.join(args.files)}: no pair in there")
+        raise UserError(f"{', '.join(args.files)}: no pair in there that can be scored")
     figures = {name: float(np.mean(found)) for name, found in sorted(right.items())}
     for name, value in figures.items():
         print(f"  {name:48} {value:.4f}  of {len(right[name]):,}")
     figures["accuracy"] = float(np.mean([one for found in right.values() for one in found]))
     if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
     print(f"accuracy {figures['accuracy']:.4f} of {sum(map(len, right.values())):,} pairs; chance is 0.5")
 
 
+def _sentence(row: Row, field: str) -> str:
+    found = examples.text(row, field)
+    if not found.strip():
+        raise UserError(f"{row.where}: no sentence in field {field!r}")
+    return found
+
+
 class Scorer:
-    """Scores sentences by a discriminator."""
+    """Scores sentences by a discriminator.
+
+    Attributes:
+      longest: tokens of a sentence, [CLS] and [SEP] included.
+    """
 
     def __init__(self, found: encoder.Encoder, per_token: bool = False, batch_size: int = 64):
         self._tokenizer, self._per_token, self._size = found.tokenizer, per_token, batch_size
-        self._params, self._longest = found.params(None), found.model.max_position_embeddings
-        self._lengths = batches.lengths_up_to(self._longest)
+        self._params, self.longest = found.params(None), found.model.max_position_embeddings
+        self._lengths = batches.lengths_up_to(self.longest)
         plain = dataclasses.replace(found.model, dtype="float32", attention="reference", remat="none")
         architecture, pad = Architecture(plain, found.tokenizer.vocab_size), found.tokenizer.special.pad
 
@@ -80,16 +100,17 @@ class Scorer:
 
         self._scores = functools.partial(scores, self._params)
 
-    def __call__(self, sentences: list[str]) -> np.ndarray:
-        """`[N]`; of sentences longer than the model, their beginning."""
+    def __call__(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Scores, and whether a sentence was cut to the model's length, `[N]` each."""
         encoded = self._tokenizer.encode_batch(sentences)
         features = [
-            Feature(index, *joined([ids[: self._longest - 2]], self._tokenizer), np.float32(0), np.zeros(0))
+            Feature(index, *joined([ids[: self.longest - 2]], self._tokenizer), np.float32(0), np.zeros(0))
             for index, ids in enumerate(encoded)
         ]
         pad = self._tokenizer.special.pad
         found = np.asarray(batches.outputs(self._scores, features, self._size, self._lengths, pad))
-        return found / [len(feature.input_ids) for feature in features] if self._per_token else found
+        is_cut = np.asarray([len(ids) > self.longest - 2 for ids in encoded], bool)
+        return found / [len(feature.input_ids) for feature in features] if self._per_token else found, is_cut
 
 
 if __name__ == "__main__":

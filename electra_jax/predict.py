@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -41,15 +42,25 @@ def main(argv: list[str]) -> None:
     args, _ = cli.parse(parser, argv)
     kind, model, params = folder.read(cli.local_path("--model", args.model))
     label = Labeller(kind, predicting(model, kind), jax.device_put(params), args.batch_size)
+    name = "standard input" if args.input == "-" else args.input
+    form = _form(args.input, args.format)
+    if "-" not in (args.input, args.output) and os.path.realpath(args.input) == os.path.realpath(args.output):
+        raise UserError(f"--output={args.output} is the input, which would be lost")
+    count = num_cut = 0
     with _opened(args.input, "r", sys.stdin) as source, _opened(args.output, "w", sys.stdout) as target:
-        name = "standard input" if args.input == "-" else args.input
-        rows = _rows(source, name, args.format, kind.task)
+        rows = _text(source, name, kind.task) if form == "text" else formats.from_lines(source, name, form, kind.task)
         for chunk in _chunks(rows):
             found = examples.of_rows(kind.task, chunk)
             for example, prediction in zip(found, label(found)):
                 shown = {"id": example.id, **kind.shown(example, prediction)}
                 target.write(json.dumps(shown, ensure_ascii=False) + "\n")
             target.flush()
+            count, num_cut = count + len(found), num_cut + kind.num_cut
+    if num_cut:
+        print(
+            f"{num_cut:,} of {count:,} texts were cut to the {kind.task.max_length} tokens of the model",
+            file=sys.stderr,
+        )
 
 
 class Labeller:
@@ -69,21 +80,27 @@ class Labeller:
         return kind.predictions(found, features, outputs)
 
 
-def _rows(source: IO[str], name: str, form: str, task: TaskConfig) -> Iterator[Row]:
-    if form == "auto":
-        form = _BY_SUFFIX.get(Path(name).suffix, "text")
-    if form != "text":
-        return formats.from_lines(source, name, form, task)
-    return _text(source, name, task)
+def _form(path: str, given: str) -> str:
+    """The format of a file; raises `UserError` where its name says nothing that is known."""
+    suffix = Path(path).suffix
+    if given != "auto":
+        return given
+    if path == "-" or suffix in ("", ".txt"):
+        return "text"
+    if suffix not in _BY_SUFFIX:
+        raise UserError(f"--input={path}: what is in it does not follow from its name; set --format")
+    return _BY_SUFFIX[suffix]
 
 
 def _text(lines: Iterable[str], name: str, task: TaskConfig) -> Iterator[Row]:
     """Lines of plain text as rows of the fields that the task reads."""
-    names = {"tagging": ("tokens",), "question_answering": ("question", "context")}.get(task.kind)
+    names = {"tagging": ((task.text or "tokens").split("|")[0],), "question_answering": ("question", "context")}.get(
+        task.kind
+    )
     if names is None:
         one, two = (field.split("|")[0] for field in (task.text, task.text_pair))
         names = tuple(filter(None, (one, two)))
-    for number, line in enumerate(lines):
+    for number, line in enumerate(formats.without_mark(lines)):
         where, cells = f"{name}:{number + 1}", line.rstrip("\r\n").split("\t")
         if not line.strip():
             raise UserError(f"{where} is empty; an example a line")
@@ -103,6 +120,7 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
 @contextlib.contextmanager
 def _opened(path: str, mode: str, standard: IO[str]) -> Iterator[IO[str]]:
     if path == "-":
+        standard.reconfigure(encoding="utf-8", errors="strict")  # whatever the locale is
         yield standard
         return
     try:

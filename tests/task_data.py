@@ -27,10 +27,10 @@ def make(folder: Path, kind: str) -> Path:
         info |= {"labels": ["bad", "good"], "metric": "accuracy"}
     elif kind == "pair classification":
         rows = [
-            {"text_a": text, "text_b": text if i % 2 else texts[i - 7], "label": ("other", "same")[i % 2]}
+            {"text_a": text, "text_b": ("Good! " if i % 2 else "Bad? ") + texts[i - 7], "label": ("bad", "good")[i % 2]}
             for i, text in enumerate(texts)
         ]
-        info |= {"labels": ["other", "same"], "metric": "f1"}
+        info |= {"labels": ["bad", "good"], "metric": "f1"}
     elif kind == "regression":
         rows = [{"text": "yes! " * (i % 5) + text[:30], "label": i % 5 - 1.5} for i, text in enumerate(texts)]
         info |= {"metric": "spearman"}

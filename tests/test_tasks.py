@@ -10,17 +10,18 @@ import pytest
 import sklearn.metrics
 import task_data
 from conftest import embedded_documents
-from runs import tokenizer
 from scipy import stats
 
 from electra_jax.errors import UserError
 from electra_jax.interop import tokenizer_files
-from electra_jax.tasks import batches, examples, metrics, squad
+from electra_jax.tasks import batches, metrics, squad
 from electra_jax.tasks import config as task_config
+from electra_jax.tasks import data as loading
 from electra_jax.tasks.config import TaskConfig
 from electra_jax.tasks.examples import Answer, Example
 from electra_jax.tasks.kinds import check_vocabulary, cut_pair
 from electra_jax.tasks.of_kind import make_kind
+from runs import tokenizer
 
 RNG = np.random.default_rng(0)
 
@@ -61,6 +62,10 @@ def test_chance_is_told_from_knowledge():
     noise = [metrics.is_chance(metrics.matthews(e, RNG.integers(3, size=300)), 300) for e in expected]
     known = [metrics.is_chance(metrics.matthews(e, np.where(RNG.random(300) < 0.4, e, 0)), 300) for e in expected]
     assert np.mean(noise) > 0.93 and not any(known)
+    few = np.array([0, 1, 1])
+    assert metrics.is_chance(metrics.matthews(few, few), 3) and not metrics.knows_nothing(
+        few, metrics.matthews(few, few)
+    )
 
 
 def spans_by_regex(tags):
@@ -97,22 +102,43 @@ def test_f1_of_spans():
     assert metrics.span_precision_recall_f1([set()], [set()]) == (0.0, 0.0, 0.0)
 
 
-# What the official scripts of SQuAD 1.1 and 2.0 give, by the rules they state: lower case, no punctuation, no articles.
+def test_f1_of_spans_is_that_of_conlleval():
+    """Of any tags in BIO and BIOES, well-formed or not."""
+    from conlleval import evaluate
+
+    tags = ["O", *(f"{prefix}-{name}" for prefix in "BIES" for name in "XY")]
+    for _ in range(50):
+        expected, predicted = (
+            [[tags[i] for i in RNG.integers(len(tags), size=8)] for _ in range(4)] for _ in range(2)
+        )  # fmt: skip
+        lines = [f"w {one} {other}" for pair in zip(expected, predicted) for one, other in [*zip(*pair), ("O", "O")]]
+        theirs = evaluate(lines)["overall"]["chunks"]["evals"]
+        ours = metrics.span_precision_recall_f1(map(metrics.spans, expected), map(metrics.spans, predicted))
+        assert ours == pytest.approx([theirs[name] for name in ("prec", "rec", "f1")])
+
+
+def test_squad_measures_are_the_official_ones():
+    """By torchmetrics, which has the official script of SQuAD 1.1."""
+    from torchmetrics.functional.text import squad as official
+
+    words = ["The", "a", "an", "Norman", "norman", "conquest", "conquest!", "10th", "U.S.", "-", "ÄRA", "ära"]
+    for _ in range(300):
+        answers = [" ".join(RNG.choice(words, RNG.integers(1, 5))) for _ in range(RNG.integers(1, 4))]
+        answers = [text for text in answers if squad.normalised(text)] or ["conquest"]
+        said = " ".join(RNG.choice(words, RNG.integers(1, 5)))
+        given = {"text": answers, "answer_start": [0] * len(answers)}
+        theirs = official([{"prediction_text": said, "id": "q"}], [{"answers": given, "id": "q"}])
+        assert 100 * squad.exact_match(answers, said) == pytest.approx(float(theirs["exact_match"]), abs=1e-4)
+        assert 100 * squad.f1(answers, said) == pytest.approx(float(theirs["f1"]), abs=1e-4)
+
+
+# What the official script of SQuAD 2.0 adds: questions without an answer, and answers of which nothing is left.
 @pytest.mark.parametrize(
-    ("expected", "predicted", "exact", "f1"),
-    [
-        (["The Norman conquest"], "norman conquest!", 1, 1),
-        (["10th century", "the 10th"], "in the 10th century", 0, 2 * (2 / 3) * 1 / (2 / 3 + 1)),
-        (["a b b c"], "b b d", 0, 2 * (2 / 3) * (2 / 3) / (4 / 3)),
-        ([], "", 1, 1),
-        ([], "something", 0, 0),
-        (["x"], "", 0, 0),
-        (["the"], "", 1, 1),  # nothing is left of it
-    ],
+    ("expected", "predicted", "value"), [([], "", 1), ([], "something", 0), (["x"], "", 0), (["the"], "", 1)]
 )
-def test_squad_measures(expected, predicted, exact, f1):
-    assert squad.exact_match(expected, predicted) == exact
-    assert squad.f1(expected, predicted) == pytest.approx(f1)
+def test_squad_measures_where_there_is_no_answer(expected, predicted, value):
+    assert squad.exact_match(expected, predicted) == value
+    assert squad.f1(expected, predicted) == value
 
 
 def test_the_threshold_is_the_best_of_all():
@@ -132,15 +158,16 @@ def test_the_threshold_is_the_best_of_all():
 
 
 def load(folder, **task):
-    return examples.load(task_config.from_dict({"task": {"path": str(folder), **task}}).task)
+    return loading.load(task_config.from_dict({"task": {"path": str(folder), **task}}).task)
 
 
 def test_json_lines_and_their_info(tmp_path):
     data = load(task_data.make(tmp_path / "a", "classification"))
     assert (data.task.kind, data.task.metric, data.task.labels) == ("classification", "accuracy", ("bad", "good"))
-    assert {name: [len(s) for s in part.values()] for name, part in vars(data).items() if name != "task"} == {
-        "train": [160], "validation": [40], "test": [40],
-    }  # fmt: skip
+    parts = data.train, data.validation, data.test
+    assert [{name: len(found) for name, found in part.items()} for part in parts] == [
+        {"train": 160}, {"validation": 40}, {"test": 40},
+    ]  # fmt: skip
     first = data.train["train"][1]
     assert first.label == 1 and first.texts[0].startswith("Good!") and first.where.endswith("train.jsonl:2")
 
@@ -179,12 +206,14 @@ def test_the_files_of_glue(tmp_path, name):
 
     train_file, train, test_file, test, labels = GLUE[name]
     config = load_finetune_config(f"configs/finetune/glue.py:{name},tsv", [("task.path", str(tmp_path))])
-    (tmp_path / train_file).write_text(train)
+    folder = tmp_path / config.task.train.partition("/")[0]
+    folder.mkdir()
+    (folder / train_file).write_text(train)
     for file in config.task.validation.split(","):
         (tmp_path / file).write_text(train)
     for file in config.task.test.split(","):
         (tmp_path / file).write_text(test)
-    data = examples.load(config.task)
+    data = loading.load(config.task)
     found = [example.label for example in data.train["train"]]
     assert [data.task.labels[i] for i in found] == labels if name != "stsb" else found == labels
     assert all(len(e.texts) == (1 if name in ("cola", "sst2") else 2) for e in data.train["train"])
@@ -201,7 +230,7 @@ def test_squads_own_json(tmp_path):
     whole = {"version": "v2.0", "data": [{"title": "T", "paragraphs": [{"context": "Oh, Anna came.", "qas": qas}]}]}
     for name in ("train-v2.0.json", "dev-v2.0.json"):
         (tmp_path / name).write_text(json.dumps(whole))
-    data = examples.load(load_finetune_config("configs/finetune/squad.py:2.0", [("task.path", str(tmp_path))]).task)
+    data = loading.load(load_finetune_config("configs/finetune/squad.py:2.0", [("task.path", str(tmp_path))]).task)
     one, other = data.validation["validation"]
     assert one.label == (Answer("Anna", 4),) and other.label == () and other.id == "b"
     qas[0]["answers"][0]["answer_start"] = 3
@@ -209,7 +238,7 @@ def test_squads_own_json(tmp_path):
     with pytest.raises(
         UserError, match="question a: the answer 'Anna' is not at character 3 of the context, ' Ann' is"
     ):
-        examples.load(load_finetune_config("configs/finetune/squad.py:2.0", [("task.path", str(tmp_path))]).task)
+        loading.load(load_finetune_config("configs/finetune/squad.py:2.0", [("task.path", str(tmp_path))]).task)
 
 
 CONLL = """-DOCSTART- -X- -X- O
@@ -239,7 +268,7 @@ def test_columns(tmp_path):
 
     for name in ("train.txt", "test.txt"):
         (tmp_path / name).write_text(CONLL)
-    data = examples.load(load_finetune_config("configs/finetune/chunking.py", [("task.path", str(tmp_path))]).task)
+    data = loading.load(load_finetune_config("configs/finetune/chunking.py", [("task.path", str(tmp_path))]).task)
     one, other = data.train["train"]
     assert one.words == ("Confidence", "in", "the", "pound") and other.where.endswith("train.txt:8")
     assert [data.task.labels[i] for i in one.label] == ["S-NP", "S-PP", "B-NP", "E-NP"]
@@ -309,6 +338,167 @@ def test_what_is_wrong_is_named_by_file_and_line(tmp_path, line, task, message):
     with pytest.raises(UserError) as error:
         load(tmp_path, **{"kind": "classification", "labels": ("no", "yes"), **task})
     assert message in str(error.value)
+
+
+def labels_of(folder, rows, **task):
+    task_data.write_lines(folder / "train.jsonl", rows)
+    found = load(folder, **task)
+    return [found.task.labels[example.label] for example in found.train["train"]]
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "expected"),
+    [
+        (("a", "b", "c"), [2, 0], ["c", "a"]),
+        (("a", "b", "c"), ["2", "0"], ["c", "a"]),
+        (("1", "2", "3"), [1, 3], ["1", "3"]),
+        (("1", "2", "3"), [0, 1, 2], ["1", "2", "3"]),  # 1 and 2 are names as well
+        (("0", "1"), [1, 0], ["1", "0"]),
+        ((), [9, 2, 10], ["9", "2", "10"]),
+    ],
+)
+def test_labels_are_names_or_indices_throughout(tmp_path, names, given, expected):
+    assert labels_of(tmp_path, [{"text": "a", "label": n} for n in given], labels=names) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "message"),
+    [
+        (("1", "2", "3"), [0, 1, 3], "train.jsonl:1: label '0' is not one of the 3 labels: 1, 2, 3"),
+        (("a", "b"), ["a", 1], "train.jsonl:2: label '1' is not one of the 2 labels: a, b"),
+        ((), [4, 4], "all labels are 4: there is nothing to tell apart"),
+    ],
+)
+def test_labels_that_are_given_two_ways_are_refused(tmp_path, names, given, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        labels_of(tmp_path, [{"text": "a", "label": n} for n in given], labels=names)
+
+
+def test_a_label_that_training_does_not_have_is_refused_also_where_it_could_be_an_index(tmp_path):
+    task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n} for n in (2, 9, 10)])
+    task_data.write_lines(tmp_path / "test.jsonl", [{"text": "a", "label": 1}])
+    with pytest.raises(UserError, match="test.jsonl:1: label '1' is not one of the 3 labels: 2, 9, 10"):
+        load(tmp_path)
+
+
+def test_the_kind_follows_from_all_rows_and_signed_labels_are_numbers(tmp_path):
+    task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n} for n in (3, 2.5, 1)])
+    assert load(tmp_path).task.kind == "regression"
+    task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n} for n in (1, -1)])
+    assert load(tmp_path).task.labels == ("-1", "1")
+    task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n} for n in ("²", "1")])
+    assert load(tmp_path).task.labels == ("1", "²")
+
+
+def test_tags_by_index_as_spans(tmp_path):
+    rows = [{"tokens": ["a", "b", "c"], "tags": [1, 2, 0]}]
+    task_data.write_lines(tmp_path / "train.jsonl", rows)
+    found = load(tmp_path, labels=("O", "B-N", "I-N"), tags="bioes")
+    assert [found.task.labels[i] for i in found.train["train"][0].label] == ["B-N", "E-N", "O"]
+    task_data.write_lines(tmp_path / "train.jsonl", [{"tokens": ["a", "b"], "tags": ["NN", "O"]}])
+    with pytest.raises(UserError, match="config.task.tags=bioes cannot work: tag 'NN' is neither O nor of a span"):
+        load(tmp_path, tags="bioes")
+
+
+def test_files_of_one_name_are_all_read(tmp_path):
+    for name, count in (("a", 2), ("b", 3)):
+        (tmp_path / name).mkdir()
+        rows = [{"text": name, "label": n % 2} for n in range(count)]
+        task_data.write_lines(tmp_path / name / "part.jsonl", rows)
+    found = load(tmp_path, train="a/part.jsonl,b/part.jsonl", validation="a/part.jsonl", test="b/part.jsonl")
+    assert {name: len(part) for name, part in found.train.items()} == {"a-part": 2, "b-part": 3}
+    assert (len(found.validation["validation"]), len(found.test["test"])) == (2, 3)
+    both = "a/part.jsonl,b/part.jsonl"
+    with pytest.raises(UserError, match="validation and test both have a a-part"):
+        load(tmp_path, train="a/part.jsonl", validation=both, test=both)
+
+
+def test_broken_lines_of_a_table_are_left_out_where_a_few_may_be(tmp_path):
+    """As in the official files of QQP; a test set has to be whole."""
+    lines = ["text\tlabel", *(f"a{n}\t{n % 2}" for n in range(30)), "cut", *(f"b{n}\t{n % 2}" for n in range(30))]
+    (tmp_path / "train.tsv").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="train.tsv:32 has 1 columns, the first line 2"):
+        load(tmp_path)
+    found = load(tmp_path, max_broken_fraction=0.02)
+    assert len(found.train["train"]) == 60
+    assert "train: 1 of 61 lines are broken and left out, the first: " in found.warnings[0]
+    with pytest.raises(UserError, match="train.tsv:32 has 1 columns"):
+        load(tmp_path, max_broken_fraction=0.01)
+    (tmp_path / "test.tsv").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="test.tsv:32 has 1 columns"):
+        load(tmp_path, max_broken_fraction=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("train.jsonl", '{"tokens": ["a", "b"], "tags": ["X", "Y"]}\n'), ("train.conll", "a X\nb Y\n"),
+     ("train.conllu", "1\ta\t_\tX\t_\t_\t_\t_\t_\t_\n2\tb\t_\tY\t_\t_\t_\t_\t_\t_\n")],
+)  # fmt: skip
+def test_a_byte_order_mark_is_no_text(tmp_path, name, text):
+    (tmp_path / "info.json").write_text('\ufeff{"kind": "tagging"}', encoding="utf-8")
+    (tmp_path / name).write_text("\ufeff" + text, encoding="utf-8")
+    (only,) = load(tmp_path).train["train"]
+    assert only.words == ("a", "b") and only.label == (0, 1)
+
+
+def test_columns_without_tags_are_words_to_be_tagged(tmp_path):
+    (tmp_path / "train.conll").write_text("a X\nb Y\n")
+    (tmp_path / "test.conll").write_text("b\na\n")
+    found = load(tmp_path, kind="tagging")
+    assert found.test["test"][0].words == ("b", "a") and found.test["test"][0].label is None
+    assert found.warnings == ("test: 1 of 1 examples have no label; it is predicted, not measured",)
+    (tmp_path / "test.conll").write_text("b X\na\n")
+    with pytest.raises(UserError, match="test.conll:2: 'a' has no column -1 for the tag"):
+        load(tmp_path, kind="tagging")
+
+
+def test_what_is_no_text_is_named(tmp_path):
+    for line, message in (
+        ('{"text": "a \\ud800 b", "label": 1}', r"train.jsonl:1: text has half of a character \(\\ud800\) at 2"),
+        ('{"text": ["a", "b"], "label": 1}', r'train.jsonl:1: text must be text, not \["a", "b"\]'),
+    ):
+        (tmp_path / "train.jsonl").write_text(line + "\n" + '{"text": "b", "label": 0}')
+        with pytest.raises(UserError, match=message):
+            load(tmp_path)
+    task_data.write_lines(tmp_path / "train.jsonl", [{"tokens": ["a", None], "tags": ["X", "Y"]}])
+    with pytest.raises(UserError, match="train.jsonl:1: a word of tokens must be text, not null"):
+        load(tmp_path)
+    (tmp_path / "train.jsonl").write_bytes(b'{"text": "a", "label": 1}\n{"text": "\xff", "label": 0}\n')
+    with pytest.raises(UserError, match="train.jsonl:2 is no UTF-8 text .* at byte 10 of the line"):
+        load(tmp_path)
+
+
+def test_long_fields_of_a_table(tmp_path):
+    (tmp_path / "train.tsv").write_text("text\tlabel\n" + "a " * 100_000 + "\t1\nb\t0\n")
+    assert len(load(tmp_path).train["train"][0].texts[0]) == 200_000
+
+
+def test_labels_that_are_missing_are_said(tmp_path):
+    task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n} for n in ("x", "y")])
+    task_data.write_lines(tmp_path / "test.jsonl", [{"text": "a", "label": -1}, {"text": "b", "label": -1}])
+    found = load(tmp_path, labels=("x", "y", "z"))
+    assert [example.label for example in found.test["test"]] == [None, None]
+    assert found.warnings == (
+        "no training example has the label z",
+        "test: 2 of 2 examples have no label; it is predicted, not measured",
+    )
+    task_data.write_lines(tmp_path / "test.jsonl", [{"text": "a", "label": -1}, {"text": "b", "label": "x"}])
+    with pytest.raises(UserError, match="test.jsonl:1: label '-1' is not one of"):
+        load(tmp_path)
+
+
+def test_the_second_text_alone_may_be_named(tmp_path):
+    rows = [{"text_a": "one", "hyp": "two", "label": n} for n in (0, 1)]
+    task_data.write_lines(tmp_path / "train.jsonl", rows)
+    assert load(tmp_path, text_pair="hyp").train["train"][0].texts == ("one", "two")
+
+
+def test_impossible_questions_have_no_answer(tmp_path):
+    qas = [{"id": "a", "question": "Who?", "is_impossible": True, "answers": [{"text": "Anna", "answer_start": 4}]},
+           {"id": "b", "question": "Why?", "is_impossible": True}]  # fmt: skip
+    whole = {"data": [{"paragraphs": [{"context": "Oh, Anna came.", "qas": qas}]}]}
+    (tmp_path / "train.json").write_text(json.dumps(whole))
+    assert [e.label for e in load(tmp_path, kind="question_answering").train["train"]] == [(), ()]
 
 
 def test_other_mistakes(tmp_path):
@@ -543,9 +733,9 @@ def test_tags_that_training_never_shows(tmp_path):
     data = load(tmp_path, tags="bioes")
     assert data.task.labels == tuple(f"{prefix}-{name}" for name in "XY" for prefix in "BIES")
     assert [data.task.labels[i] for i in data.test["test"][0].label] == ["S-X", "S-Y"]
-    task_data.write_lines(tmp_path / "train.jsonl", [{"words": ["a"], "ner": ["O"]}])
+    task_data.write_lines(tmp_path / "train.jsonl", [{"words": ["a", "b"], "ner": ["O", "X"]}])
     (tmp_path / "test.jsonl").unlink()
-    assert load(tmp_path, kind="tagging", text="words", label="ner").train["train"][0].words == ("a",)
+    assert load(tmp_path, kind="tagging", text="words", label="ner").train["train"][0].words == ("a", "b")
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def open_folder(folder: Path) -> Weights:
 def read_json(path: Path) -> dict[str, Any]:
     """A file that holds a JSON object; raises `UserError` where it does not."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -28,7 +28,7 @@ class TaskConfig:
     kind: Literal["auto", "classification", "regression", "tagging", "question_answering"] = setting(
         "auto", "of one or two texts, of words, or spans of a context; `auto`: as info.json says", REFUSE
     )
-    path: str = setting("", "a folder of files, or tfds:NAME", REFUSE)
+    path: str = setting("", "a folder of files, or tfds:NAME; may change where the data do not", FREE)
     format: Literal["auto", "jsonl", "tsv", "squad", "conll", "conllu", "tfds"] = setting(
         "auto", "`auto`: by the names of the files", REFUSE
     )
@@ -43,6 +43,9 @@ class TaskConfig:
     labels: tuple[str, ...] = setting((), "their names in order (default: of info.json, or those of train)", REFUSE)
     metric: str = setting("", "that is chosen by and reported (default: of info.json, or the kind's)", WARN)
     max_length: int = setting(128, "tokens of an example, special ones included; longer texts are cut", REFUSE)
+    max_broken_fraction: float = setting(
+        0.0, "share of a file's lines that may have too few or too many columns and are left out, but for test", FREE
+    )
     double_unordered: bool = setting(
         False, "train on pairs in both orders, as the reference for MRPC and STS-B", REFUSE
     )
@@ -133,6 +136,7 @@ def from_dict(values: Mapping[str, Any]) -> FinetuneConfig:
 def _checks(config: FinetuneConfig) -> Iterator[Check]:
     task, evaluation = config.task, config.evaluation
     yield config.suite or bool(task.path), "task.path", "a folder of data, or tfds:NAME"
+    yield 0 <= task.max_broken_fraction < 1, "task.max_broken_fraction", "a fraction of at least 0 and below 1"
     yield task.max_length >= 8, "task.max_length", "8 or more"
     for name in ("doc_stride", "max_query_length", "max_answer_length", "n_best"):
         yield getattr(task, name) >= 1, f"task.{name}", "1 or more"

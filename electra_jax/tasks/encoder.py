@@ -94,8 +94,8 @@ def _of_folder(folder: Path, with_head: bool) -> Encoder:
     # Without a generator there is nothing that a single folder could lack.
     towers = "uniform_generator" if with_head else "masked_lm"
     imported = importing.assemble(sources.from_hugging_face([folder], ModelConfig(towers=towers)), Config(), tokenizer)
-    if with_head and "discriminator head" in imported.fresh:
-        raise UserError(f"{folder} has no discriminator's head, which tells replaced tokens")
+    if with_head and {"discriminator", "discriminator head"} & {*imported.fresh}:
+        raise UserError(f"{folder} has no discriminator with its head, which tells replaced tokens")
     found = jax.device_get(imported.state.params)
     found = found if with_head else parts(found)
     model = imported.config.model

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import NamedSharding
 
 from electra_jax import config_loading, memory
 from electra_jax.errors import RunFailed
@@ -22,17 +21,19 @@ from electra_jax.reporting.reporter import Reporter
 from electra_jax.reporting.writers import Console, JsonLines, is_evaluated, rows, writers_of
 from electra_jax.tasks import batches, kinds
 from electra_jax.tasks.config import FinetuneConfig, check_steps, resolve
+from electra_jax.tasks.data import TaskData
 from electra_jax.tasks.encoder import Encoder
-from electra_jax.tasks.examples import Example, TaskData
+from electra_jax.tasks.examples import Example
 from electra_jax.tasks.kinds import Feature
 from electra_jax.tasks.model import FineTuning
-from electra_jax.tasks.of_kind import make_kind, module_of, predicting
+from electra_jax.tasks.of_kind import make_kind, module_of, predicting, predictor
 from electra_jax.training import checkpoint, loop
 from electra_jax.training.checkpoint import Checkpoints, Saved
 from electra_jax.training.interrupts import Interrupts
-from electra_jax.training.partitioning import BATCH, activation_rules, replicated
 from electra_jax.training.setup import Program, mesh_of
 from electra_jax.training.state import INIT_STREAM, stream
+
+_SHOWN = 500
 
 
 class Split(NamedTuple):
@@ -76,6 +77,7 @@ class Job:
       data: the task's examples.
       kind: of the task.
       train: features that are trained on.
+      shown: some of what is trained on, where there is nothing else to tell a collapsed run by.
       splits: those that are predicted: the first validation split first.
     """
 
@@ -95,18 +97,16 @@ class Job:
         kinds.check_metric(self.kind)
         labelled = self.kind.training_examples([e for part in data.train.values() for e in part])
         self.kind.fit(labelled)
-        self.train = self.kind.features(labelled)
-        if self.kind.num_cut:
-            say(
-                f"{self.kind.num_cut:,} of {len(labelled):,} training texts are cut: task.max_length={data.task.max_length}"
-            )
+        self.train = self._features("train", labelled)
+        self.shown = Split("train", labelled[:_SHOWN], self.kind.features(labelled[:_SHOWN]))
         warnings = [
+            *data.warnings,
             kinds.check_vocabulary(self.train, encoder.tokenizer, encoder.name),
             kinds.check_lengths(self.train, encoder.trained_length, encoder.name),
             check_steps(config, len(self.train)),
         ]
         self.splits = [
-            Split(name, examples, self.kind.features(examples))
+            Split(name, examples, self._features(name, examples))
             for part in (data.validation, data.test)
             for name, examples in part.items()
         ]
@@ -125,9 +125,17 @@ class Job:
         for warning in filter(None, warnings):
             say(f"WARNING: {warning}")
         self.train_step = memory.settled(self.program.train_step)
-        self._predict = _predictor(self.program, predicting(encoder.model, self.kind))
+        self._predict = predictor(self.program, predicting(encoder.model, self.kind))
         self._pretrained = encoder.params and encoder.params(mesh)
         self._fresh = jax.jit(self.program.architecture.init)
+
+    def _features(self, name: str, examples: Sequence[Example]) -> list[Feature]:
+        found, cut = self.kind.features(examples), self.kind.num_cut
+        if cut:
+            self.say(
+                f"{cut:,} of {len(examples):,} texts of {name} are cut: task.max_length={self.data.task.max_length}"
+            )
+        return found
 
     @property
     def metric(self) -> str:
@@ -244,6 +252,9 @@ class _Run:
                 figures[split.name] = job.kind.figures(split.examples, predictions)
                 if split is self._validation:
                     is_collapsed = job.kind.is_collapsed(split.examples, predictions)
+        if self._validation is None:
+            shown = job.outputs(params, job.shown.features)
+            is_collapsed = job.kind.is_collapsed(job.shown.examples, job.predictions(job.shown, shown))
         host = jax.tree.map(np.asarray, params)
         return Outcome(self._seed, step, seconds, figures, is_collapsed, host, job.kind.settings(), outputs)
 
@@ -302,18 +313,3 @@ class _Run:
         interval = self._config.reporting.interval_steps
         console = Console(total, step, is_silent=self._job.is_silent)
         return Reporter(console, writers, Health(0, total), interval, throughput, total)
-
-
-def _predictor(program: Program, architecture: Any) -> Callable:
-    """(params, input_ids, token_type_ids) -> logits, whole on every device."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.params)
-    rows_of_batch = NamedSharding(program.mesh, BATCH)
-    pad = program.objective.pad
-
-    def predict(params: Params, input_ids: jax.Array, token_type_ids: jax.Array) -> jax.Array:
-        with activation_rules(program.mesh):
-            return architecture.merge(params)(input_ids, token_type_ids, pad, None)
-
-    return jax.jit(
-        predict, in_shardings=(shardings, rows_of_batch, rows_of_batch), out_shardings=replicated(program.mesh)
-    )

@@ -4,7 +4,6 @@ JSON lines have what they have. Tab-separated files have their columns. SQuAD's 
 answers; columns of words give tokens and tags.
 """
 
-import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ class Row(NamedTuple):
     where: str  # file and line
     number: int  # of the example in its split, from 0
     values: Mapping[str, Any]
+    broken: str = ""  # what is wrong with the line, where it may be left out
 
     def named(self, name: str) -> str:
         """Of `NAME|NAME`, the first that this row has; the first where it has none."""
@@ -61,8 +61,11 @@ class Source:
         if not self._is_tfds:
             file = self._folder / "info.json"
             return read_json(file) if file.is_file() else {}
-        features = self._builder.info.features
-        names = self._task.label in features and getattr(features[self._task.label], "names", None)
+        features, label = self._builder.info.features, self._task.label.split("|")[0]
+        if label not in features:
+            return {}
+        feature = features[label]
+        names = getattr(getattr(feature, "feature", feature), "names", None)  # of a sequence's elements
         return {"labels": names} if names else {}
 
     def splits(self, part: str) -> dict[str, str]:
@@ -83,13 +86,17 @@ class Source:
         else:
             names = (f"{stem}.{ending}" for stem in _STEMS[part] for ending in FORMATS)
             files = [self._folder / name for name in names if (self._folder / name).is_file()][:1]
-        only = {part: str(files[0])} if len(files) == 1 else {}
-        return only or {file.name.removesuffix(file.suffix): str(file) for file in files}
+        if len(files) == 1:
+            return {part: str(files[0])}
+        stems = [file.stem for file in files]
+        if len({*stems}) < len(files):  # of one name in several folders
+            stems = [str(Path(name).with_suffix("")).strip("/").replace("/", "-") for name in _listed(given)]
+        return dict(zip(stems, map(str, files)))
 
     def rows(self, where: str) -> Iterator[Row]:
         """The rows of a split, by where it is."""
         if self._is_tfds:
-            return _without_placeholders(list(_tfds_rows(self._builder, where)), self._task.label.split("|")[0])
+            return _tfds_rows(self._builder, where)
         return rows(Path(where), self._task)
 
 
@@ -103,12 +110,23 @@ def rows(path: Path, task: TaskConfig) -> Iterator[Row]:
             yield from from_lines(file, str(path), kind, task)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text ({error})") from None
+    except UnicodeDecodeError:
+        raise UserError(_not_utf8(path)) from None
+
+
+def _not_utf8(path: Path) -> str:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"{path}:{number} is no UTF-8 text ({error.reason} at byte {error.start} of the line)"
+    return f"{path} is no UTF-8 text"
 
 
 def from_lines(lines: Iterable[str], name: str, kind: str, task: TaskConfig) -> Iterator[Row]:
     """The rows of an open file of format `kind`: jsonl, tsv, squad, conll or conllu; `name` is for messages."""
+    lines = without_mark(lines)
     if kind == "jsonl":
         return _json_lines(lines, name)
     if kind == "tsv":
@@ -116,6 +134,12 @@ def from_lines(lines: Iterable[str], name: str, kind: str, task: TaskConfig) -> 
     if kind == "squad":
         return _squad("".join(lines), name)
     return _sentences(lines, name, kind, task.label)
+
+
+def without_mark(lines: Iterable[str]) -> Iterator[str]:
+    """Lines without the byte order mark that some programs begin a file with."""
+    for number, line in enumerate(lines):
+        yield line if number else line.removeprefix("\ufeff")
 
 
 def _json_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
@@ -138,24 +162,30 @@ def _tsv(lines: Iterable[str], name: str, task: TaskConfig) -> Iterator[Row]:
     """GLUE's files among them: no quoting; columns by the first line's names, or by number where that has none of them."""
     wanted = {part for field in (task.text, task.text_pair, task.label) for part in field.split("|") if part}
     names, number = None, 0
-    for line_number, cells in enumerate(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
-        if not cells:
+    for line_number, line in enumerate(lines, 1):
+        line = line.rstrip("\r\n")
+        if not line:
             continue
+        cells = line.split("\t")
         if names is None:
-            cells[0] = cells[0].removeprefix("\ufeff")
-            is_header = bool({part for part in wanted | {"index", "text", "text_a"} if not part.isdigit()} & {*cells})
+            is_header = bool({part for part in wanted | {"index", "text", "text_a"} if not part.isdecimal()} & {*cells})
             names = cells if is_header else [str(place) for place in range(len(cells))]
             if is_header:
                 continue
-        if len(cells) != len(names):
-            raise UserError(f"{name}:{line_number} has {len(cells)} columns, the first line {len(names)}")
-        yield Row(f"{name}:{line_number}", number, dict(zip(names, cells)))
+        where = f"{name}:{line_number}"
+        fits = len(cells) == len(names)
+        yield Row(
+            where,
+            number,
+            dict(zip(names, cells)),
+            "" if fits else f"{where} has {len(cells)} columns, the first line {len(names)}",
+        )
         number += 1
 
 
 def _sentences(lines: Iterable[str], name: str, kind: str, column: str) -> Iterator[Row]:
     words: list[str] = []
-    tags: list[str] = []
+    tags: list[str | None] = []
     begin, number = 1, 0
     for line_number, line in enumerate([*lines, ""], 1):
         line = line.rstrip("\r\n")
@@ -163,7 +193,7 @@ def _sentences(lines: Iterable[str], name: str, kind: str, column: str) -> Itera
             begin = line_number
         if not line.strip():
             if words:
-                has_tags = kind == "conll" or any(tag != "_" for tag in tags)
+                has_tags = None not in tags if kind == "conll" else any(tag != "_" for tag in tags)
                 yield Row(f"{name}:{begin}", number, {"tokens": words, **({"tags": tags} if has_tags else {})})
                 number += 1
             words, tags = [], []
@@ -174,7 +204,7 @@ def _sentences(lines: Iterable[str], name: str, kind: str, column: str) -> Itera
         if kind == "conllu":
             if len(cells) != len(_CONLLU):
                 raise UserError(f"{name}:{line_number} has {len(cells)} columns; CoNLL-U has {len(_CONLLU)}")
-            if not cells[0].isdigit():  # a contraction of words that follow, or an empty node
+            if not cells[0].isdecimal():  # a contraction of words that follow, or an empty node
                 continue
             column_name = "upos" if column == "label" else column
             if column_name not in _CONLLU:
@@ -184,9 +214,10 @@ def _sentences(lines: Iterable[str], name: str, kind: str, column: str) -> Itera
             if column != "label" and not column.lstrip("-").isdigit():
                 raise UserError(f"config.task.label={column!r}: of a file of columns it must be a number, -1 the last")
             place = -1 if column == "label" else int(column)
-            if len(cells) < 2 or not -len(cells) <= place < len(cells):
+            is_bare = len(cells) == 1  # a word alone, to be tagged
+            if not -len(cells) <= place < len(cells) or (tags and is_bare != (tags[0] is None)):
                 raise UserError(f"{name}:{line_number}: {line[:60]!r} has no column {place} for the tag")
-            word, tag = cells[0], cells[place]
+            word, tag = cells[0], None if is_bare else cells[place]
         words.append(word)
         tags.append(tag)
 
@@ -200,7 +231,7 @@ def _squad(text: str, name: str) -> Iterator[Row]:
             for paragraph in article["paragraphs"]:
                 for question in paragraph["qas"]:
                     where = f"{name}: question {question['id']}"
-                    answers = question.get("answers")
+                    answers = [] if question.get("is_impossible") else question.get("answers")
                     values = {"id": question["id"], "question": question["question"], "context": paragraph["context"]}
                     yield Row(where, number, values | ({} if answers is None else {"answers": answers}))
                     number += 1
@@ -243,14 +274,6 @@ def _tfds_rows(builder: Any, split: str) -> Iterator[Row]:
             ) from None
     for number, record in enumerate(records):
         yield Row(f"{builder.info.full_name} {split}, example {number}", number, _plain(record))
-
-
-def _without_placeholders(found: list[Row], label: str) -> Iterator[Row]:
-    """Rows of a split without labels, whose label TFDS gives as -1, without it."""
-    is_unlabelled = all(row.values.get(label) == -1 for row in found)
-    for row in found:
-        values = {name: value for name, value in row.values.items() if not (is_unlabelled and name == label)}
-        yield row._replace(values=values)
 
 
 def _plain(value: Any) -> Any:

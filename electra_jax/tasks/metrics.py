@@ -36,9 +36,15 @@ def is_chance(correlation: float, count: int) -> bool:
     return correlation * count**0.5 < 2.0
 
 
+_FEW = 20
+
+
 def knows_nothing(expected: np.ndarray, correlation: float) -> bool:
-    """Whether predictions that correlate so with what is expected are no better than chance; never where that is constant."""
-    return bool(np.ptp(expected) > 0) and is_chance(correlation, len(expected))
+    """Whether predictions that correlate so with what is expected are no better than chance.
+
+    Never where that is constant, or has so few entries that knowledge could not be told from chance.
+    """
+    return len(expected) >= _FEW and bool(np.ptp(expected) > 0) and is_chance(correlation, len(expected))
 
 
 def pearson(expected: np.ndarray, predicted: np.ndarray) -> float:

@@ -8,8 +8,8 @@ import jax
 from electra_jax.config import ProbeConfig
 from electra_jax.errors import RunFailed, UserError
 from electra_jax.models.electra import Params
+from electra_jax.tasks import data, results
 from electra_jax.tasks import encoder as encoders
-from electra_jax.tasks import examples, results
 from electra_jax.tasks.config import FinetuneConfig
 from electra_jax.tasks.encoder import Encoder
 from electra_jax.tasks.finetuning import Job, Stopped
@@ -24,7 +24,11 @@ class Probe:
         if jax.process_count() > 1:
             raise UserError(f"config.probe.config={settings.config}: a run of several processes cannot be probed")
         self._scratch = scratch
-        self._job = Job(config, examples.load(config.task), encoder.fresh(), lambda text: None, is_silent=True)
+        self._job = Job(config, data.load(config.task), encoder.fresh(), lambda text: None, is_silent=True)
+        if results.reported_split(self._job) is None:
+            raise UserError(
+                f"config.probe.path={config.task.path}: no labelled test or validation set to report figures of"
+            )
 
     def __call__(self, params: Params, interrupts: Interrupts) -> dict[str, float] | None:
         """The task's figures, as `probe_METRIC`, of one seed; None where a signal came in between.

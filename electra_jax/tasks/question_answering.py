@@ -29,8 +29,11 @@ class Prediction(NamedTuple):
     null_odds: float  # score of no answer, less that of the best
 
 
+_MEASURES = {"exact_match": squad.exact_match, "f1": squad.f1}
+
+
 class QuestionAnswering(Kind):
-    """Answers to questions; whether there is none goes by `null_threshold`, chosen on the validation set."""
+    """Answers to questions; whether there is none goes by `null_threshold`, chosen on the validation set for the task's metric."""
 
     head = "question_answering"
     num_outputs = 2
@@ -57,11 +60,13 @@ class QuestionAnswering(Kind):
             while windows[-1][1] < len(ids):
                 start = windows[-1][0] + self.task.doc_stride
                 windows.append((start, min(start + room, len(ids))))
-            margins = np.stack([_margins(window, len(ids)) for window in windows])
             # Whether no other window shows more around a token.
-            is_best = margins >= margins.max(0)
-            for window, best in zip(windows, is_best):
-                made.append(self._window(index, example, question, ids, offsets, window, best))
+            most = np.full(len(ids), -np.inf)
+            for start, end in windows:
+                most[start:end] = np.maximum(most[start:end], _margins(end - start))
+            for start, end in windows:
+                best = _margins(end - start) == most[start:end]
+                made.append(self._window(index, example, question, ids, offsets, (start, end), best))
         return made
 
     def _window(self, index, example, question, ids, offsets, window, is_best) -> Feature:
@@ -71,7 +76,7 @@ class QuestionAnswering(Kind):
         # Characters of each token, and whether it is best seen here.
         places = np.full((len(tokens), 3), -1, np.int32)
         places[start + shift : end + shift, :2] = offsets[start:end]
-        places[start + shift : end + shift, 2] = is_best[start:end]
+        places[start + shift : end + shift, 2] = is_best
         target = np.zeros(2, np.int32)  # [CLS]: no answer, or none within this window
         if example.label:
             answer = example.label[0]
@@ -120,22 +125,23 @@ class QuestionAnswering(Kind):
         return prediction.n_best[0].text if prediction.n_best else ""
 
     def tune(self, examples, predictions):
-        if self.has_unanswerable:
-            given = [[answer.text for answer in example.label] for example in examples]
-            texts = [prediction.n_best[0].text if prediction.n_best else "" for prediction in predictions]
-            self.null_threshold = squad.best_threshold(
-                [prediction.null_odds for prediction in predictions],
-                [squad.f1(answers, text) for answers, text in zip(given, texts)],
-                [squad.f1(answers, "") for answers in given],
-            )
+        if not self.has_unanswerable:
+            return
+        measure = _MEASURES.get(self.task.metric, squad.f1)
+        given = [[answer.text for answer in example.label] for example in examples]
+        texts = [prediction.n_best[0].text if prediction.n_best else "" for prediction in predictions]
+        self.null_threshold = squad.best_threshold(
+            [prediction.null_odds for prediction in predictions],
+            [measure(answers, text) for answers, text in zip(given, texts)],
+            [measure(answers, "") for answers in given],
+        )
 
     def figures(self, examples, predictions):
         given = [[answer.text for answer in example.label] for example in examples]
         texts = [self.answer(prediction) for prediction in predictions]
-        measures = {"exact_match": squad.exact_match, "f1": squad.f1}
         found = {
             name: float(np.mean([measure(answers, text) for answers, text in zip(given, texts)]))
-            for name, measure in measures.items()
+            for name, measure in _MEASURES.items()
         }
         if self.has_unanswerable:
             found["no_answer_accuracy"] = float(
@@ -154,9 +160,7 @@ class QuestionAnswering(Kind):
         return {"id": example.id, "answer": answer, "start": start, "null_odds": prediction.null_odds, "n_best": best}
 
 
-def _margins(window: tuple[int, int], count: int) -> np.ndarray:
-    """How much a window shows around each of `count` tokens: the smaller side, its size breaking ties, as BERT weighs it."""
-    start, end = window
-    token = np.arange(count)
-    inside = np.minimum(token - start, end - 1 - token) + 0.01 * (end - start)
-    return np.where((start <= token) & (token < end), inside, -1.0)
+def _margins(size: int) -> np.ndarray:
+    """How much a window of `size` tokens shows around each: the smaller side, its size breaking ties, as BERT weighs it."""
+    token = np.arange(size)
+    return np.minimum(token, size - 1 - token) + 0.01 * size

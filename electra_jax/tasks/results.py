@@ -102,7 +102,10 @@ def combine(
     return found | {
         "average_of_predictions": averaged,
         "figures": figures,
-        "seeds": [{"seed": one.seed, "step": one.step, "seconds": round(one.seconds, 1)} for one in done],
+        "seeds": [
+            {"seed": one.seed, "step": one.step, "seconds": round(one.seconds, 1), "is_collapsed": one.is_collapsed}
+            for one in done
+        ],
         "collapsed": list(collapsed),
     }
 
@@ -138,6 +141,8 @@ def last_line(results: Mapping[str, Any], metric: str) -> str:
         if count > 1
         else ""
     )
+    collapsed = sum(one["is_collapsed"] for one in results["seeds"])
+    more += f"; {collapsed} of {count} collapsed" if collapsed else ""
     return f"{results['split']} {metric} {results['mean']:.4f}{more}"
 
 
@@ -178,7 +183,7 @@ def glue_submission(job: Job, split: Split, predictions: Sequence[Any], name: st
     lines = ["index\tprediction"]
     ids = [example.id for example in split.examples]
     # A data set of TFDS has them in an order of its own.
-    order = sorted(range(len(predictions)), key=lambda place: int(ids[place]) if ids[place].isdigit() else place)
+    order = sorted(range(len(predictions)), key=lambda place: int(ids[place]) if ids[place].isdecimal() else place)
     for place in order:
         index, prediction = ids[place], predictions[place]
         if job.data.task.kind == "regression":

@@ -48,7 +48,9 @@ def run(job: Job, workdir: Path, say: Callable[[str], None]) -> dict[str, Any]:
                 waiting.insert(0, following)
                 following, restarts = following + 1, restarts + 1
             else:
-                say(f"WARNING: seed {seed} collapsed as well; it counts, as config.max_restarts={config.max_restarts}")
+                say(
+                    f"WARNING: seed {seed} collapsed, {reason}; it counts, as config.max_restarts={config.max_restarts}"
+                )
                 done.append(one)
     return _finish(job, workdir, done, collapsed, say)
 

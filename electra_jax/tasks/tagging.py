@@ -6,7 +6,7 @@ import numpy as np
 from scipy import special
 
 from electra_jax.data.encoding import Tokenizer
-from electra_jax.tasks import metrics
+from electra_jax.tasks import labels, metrics
 from electra_jax.tasks.config import TaskConfig
 from electra_jax.tasks.examples import Example
 from electra_jax.tasks.kinds import Feature, Kind, joined
@@ -30,7 +30,7 @@ class Tagging(Kind):
 
     @property
     def _has_spans(self) -> bool:
-        return any(label.startswith(("B-", "S-")) for label in self.task.labels)
+        return labels.spell_spans(self.task.labels)
 
     def features(self, examples: Sequence[Example]) -> list[Feature]:
         words = sorted({word for example in examples for word in example.words})
