@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import io
 import os
 import secrets
 import sys
@@ -26,6 +27,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs a command line: a `UserError` is one line and status 2, a failed run status 1, Ctrl-C 130."""
     # Libraries warn through absl of what is no matter to a user; what is, we say ourselves.
     absl.logging.set_verbosity(absl.logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # no label is worth a crash in an old locale
     try:
         status = main(sys.argv[1:]) or 0
         sys.stdout.flush()
@@ -35,9 +38,6 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
-    except BrokenPipeError:  # whoever read the output wants no more of it, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
     sys.exit(status)
 
 
@@ -64,10 +64,14 @@ def positive(text: str) -> int:
 
 
 def output_file(text: str) -> Path:
-    """A file that can be written to at the end of the work, as the type of an argument."""
+    """A file to be written at the end of the work, as the type of an argument: its folder must be there."""
     path = Path(text).expanduser()
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is no file in a folder that is there")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; it must be a file")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise argparse.ArgumentTypeError(
+            f"{text} cannot be written: {path.absolute().parent} is no folder that can be written to"
+        )
     return path
 
 

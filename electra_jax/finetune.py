@@ -80,9 +80,9 @@ def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder,
     """Runs the configurations of a file one after the other, and prints what they come to beside what is published."""
     file, found = path.rpartition(":")[0], []
     # All before the first: a mistake in the last shows now.
-    configs = [(word, cli.load_finetune_config(f"{file}:{word}", overrides)) for word in words]
-    data = [task_data.load(config.task) for _, config in configs]
-    for word, config in configs:
+    configs = [cli.load_finetune_config(f"{file}:{word}", overrides) for word in words]
+    data = [task_data.load(config.task) for config in configs]
+    for word, config in zip(words, configs, strict=True):
         _say(f"== {word}")
         found.append((word, config, _task(config, data.pop(0), encoder, workdir / word)))
     print(f"{'task':8} {'metric':18} {'mean':>8} {'median':>8} {'deviation':>10} {'published':>10}")

@@ -55,9 +55,9 @@ def main(argv: list[str]) -> None:
             num_equal += one == other
             right[str(row.values.get("UID", Path(name).stem))].append(bool(one > other))
     if num_cut:
-        print(f"WARNING: {num_cut:,} pairs are left out: longer than the model, {scorer.longest} tokens")
+        print(f"WARNING: left out {num_cut:,} of the pairs: longer than the model, {scorer.longest} tokens")
     if num_equal:
-        print(f"WARNING: {num_equal:,} pairs have the same score twice, which counts as wrong")
+        print(f"WARNING: {num_equal:,} of the pairs have one score twice, which counts as wrong")
     if not right:
         raise UserError(f"{', '.join(args.files)}: no pair in there that can be scored")
     figures = {name: float(np.mean(found)) for name, found in sorted(right.items())}

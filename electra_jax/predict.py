@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import itertools
 import json
 import os
@@ -40,26 +41,28 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--format", choices=("auto", "text", *_BY_SUFFIX.values()), default="auto")
     parser.add_argument("--batch_size", type=cli.positive, default=32, metavar="N")
     args, _ = cli.parse(parser, argv)
-    kind, model, params = folder.read(cli.local_path("--model", args.model))
-    label = Labeller(kind, predicting(model, kind), jax.device_put(params), args.batch_size)
-    name = "standard input" if args.input == "-" else args.input
     form = _form(args.input, args.format)
     if "-" not in (args.input, args.output) and os.path.realpath(args.input) == os.path.realpath(args.output):
         raise UserError(f"--output={args.output} is the input, which would be lost")
+    kind, model, params = folder.read(cli.local_path("--model", args.model))
+    label = Labeller(kind, predicting(model, kind), jax.device_put(params), args.batch_size)
+    name = "standard input" if args.input == "-" else args.input
     count = num_cut = 0
     with _opened(args.input, "r", sys.stdin) as source, _opened(args.output, "w", sys.stdout) as target:
         rows = _text(source, name, kind.task) if form == "text" else formats.from_lines(source, name, form, kind.task)
         for chunk in _chunks(rows):
             found = examples.of_rows(kind.task, chunk)
-            for example, prediction in zip(found, label(found)):
-                shown = {"id": example.id, **kind.shown(example, prediction)}
-                target.write(json.dumps(shown, ensure_ascii=False) + "\n")
-            target.flush()
+            shown = [{"id": example.id, **kind.shown(example, said)} for example, said in zip(found, label(found))]
+            try:
+                target.write("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in shown))
+                target.flush()
+            except BrokenPipeError:  # whoever reads wants no more of it, such as `head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                break
             count, num_cut = count + len(found), num_cut + kind.num_cut
     if num_cut:
         print(
-            f"{num_cut:,} of {count:,} texts were cut to the {kind.task.max_length} tokens of the model",
-            file=sys.stderr,
+            f"{num_cut:,} of {count:,} texts were cut, as the model was fine-tuned with {kind.limit}", file=sys.stderr
         )
 
 
@@ -120,7 +123,8 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
 @contextlib.contextmanager
 def _opened(path: str, mode: str, standard: IO[str]) -> Iterator[IO[str]]:
     if path == "-":
-        standard.reconfigure(encoding="utf-8", errors="strict")  # whatever the locale is
+        if isinstance(standard, io.TextIOWrapper):  # not where another program has put its own
+            standard.reconfigure(encoding="utf-8", errors="strict")  # whatever the locale is
         yield standard
         return
     try:

@@ -5,8 +5,8 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import small_config
 
+from conftest import small_config
 from electra_jax.config import MeshConfig, ModelConfig, TokenizerConfig
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.models.electra import Architecture

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+
 from conftest import embedded_documents
 
 PARTS = {"train": (0, 160), "validation": (160, 200), "test": (200, 240)}
@@ -26,9 +27,14 @@ def make(folder: Path, kind: str) -> Path:
         rows = [{"text": ("Good! " if i % 2 else "Bad? ") + text, "label": i % 2} for i, text in enumerate(texts)]
         info |= {"labels": ["bad", "good"], "metric": "accuracy"}
     elif kind == "pair classification":
+        # Both texts have to be read: either alone gives an F1 of 0.67.
+        good = (
+            [("Bad? ", "Good! ")[i % 2] for i in range(len(texts))],
+            [("Bad? ", "Good! ")[i // 2 % 2] for i in range(len(texts))],
+        )
         rows = [
-            {"text_a": text, "text_b": ("Good! " if i % 2 else "Bad? ") + texts[i - 7], "label": ("bad", "good")[i % 2]}
-            for i, text in enumerate(texts)
+            {"text_a": one + text, "text_b": two + texts[i - 7], "label": "good" if one == two == "Good! " else "bad"}
+            for i, (text, one, two) in enumerate(zip(texts, *good))
         ]
         info |= {"labels": ["bad", "good"], "metric": "f1"}
     elif kind == "regression":

@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import SMALL, config_file, run_module
 
+from conftest import SMALL, config_file, run_module
 from electra_jax import compile
 from electra_jax.analysis import topology
 from electra_jax.analysis.flops import step_flops

@@ -4,8 +4,8 @@ import dataclasses
 import json
 
 import pytest
-from conftest import ROOT, small_config
 
+from conftest import ROOT, small_config
 from electra_jax import cli, config_loading, config_values
 from electra_jax import config as config_lib
 from electra_jax.errors import UserError

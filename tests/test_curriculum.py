@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, config_file, make_setup, small_config, with_data
-from test_run import assert_identical, metrics, numbers, parameters, start, train, wait_for
 
+from conftest import SMALL, config_file, make_setup, small_config, with_data
 from electra_jax import config_loading
 from electra_jax.analysis.flops import step_flops
 from electra_jax.data import build, pipeline
@@ -17,6 +16,7 @@ from electra_jax.inputs import Inputs
 from electra_jax.training import checkpoint
 from electra_jax.training.checkpoint import Origin
 from electra_jax.training.loop import Position
+from test_run import assert_identical, metrics, numbers, parameters, start, train, wait_for
 
 CURRICULUM = {"curriculum_lengths": [8, 16], "curriculum_steps": [4, 10]}
 SIZES = {"batch_size": 8, "curriculum_batch_sizes": [32, 16]}

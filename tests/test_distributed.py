@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from conftest import process_env
+from electra_jax.training import checkpoint
 from processes import LONG, MESH, Group, make_place
 from test_run import metrics, numbers
-
-from electra_jax.training import checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+
 from conftest import ROOT, SMALL, config_file, process_env, run_module
 from test_run import metrics, numbers
 
@@ -171,8 +172,9 @@ def test_text_and_records_in_a_bucket(place, bucket, corpus_file):
 
 def test_data_sets_in_a_bucket(place, bucket, corpus_file):
     """Of Hugging Face and of TFDS, in both its formats, read where they lie."""
-    import datasets
     import tensorflow_datasets as tfds
+
+    import datasets
 
     texts = corpus_file.read_text().split("\n\n")
     datasets.Dataset.from_dict({"text": texts[:150]}).save_to_disk(place / "sets" / "hf")

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import make_setup, small_config
 from jax.sharding import NamedSharding
 
+from conftest import make_setup, small_config
 from electra_jax.config import Config, ModelConfig
 from electra_jax.errors import UserError
 from electra_jax.models.attention import attention, fused_attention

@@ -3,8 +3,8 @@
 import xml.etree.ElementTree
 
 import pytest
-from conftest import run_module
 
+from conftest import run_module
 from electra_jax import growth
 from electra_jax.config_loading import from_dict
 

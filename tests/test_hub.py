@@ -10,6 +10,7 @@ import sys
 import threading
 
 import pytest
+
 from conftest import process_env
 from runs import make_run, restored
 

@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import ROOT, embedded_documents, process_env, small_config
-from runs import TEXTS, make_run, random_params, restored, tokenizer
 from safetensors.numpy import load_file, save_file
 
+from conftest import ROOT, embedded_documents, process_env, small_config
 from electra_jax import export, import_checkpoint
 from electra_jax.config import ModelConfig, TokenizerConfig
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import UserError
 from electra_jax.interop import huggingface, tokenizer_files
 from electra_jax.models.electra import Architecture, Text
+from runs import TEXTS, make_run, random_params, restored, tokenizer
 
 torch = pytest.importorskip("torch", reason="Hugging Face's side runs on torch (extra [test])")
 transformers = pytest.importorskip("transformers", reason="Hugging Face's side is transformers (extra [test])")

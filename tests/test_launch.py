@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from conftest import ROOT, SMALL, config_file, process_env
 
 pytestmark = pytest.mark.slow

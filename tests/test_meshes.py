@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, first_batch, make_setup, small_config
 from jax.sharding import NamedSharding
 
+from conftest import ROOT, first_batch, make_setup, small_config
 from electra_jax import cli
 from electra_jax.analysis import hlo
 from electra_jax.config import Config, MeshConfig

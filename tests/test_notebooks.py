@@ -10,6 +10,7 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
+
 from conftest import ROOT, process_env
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

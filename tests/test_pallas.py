@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import make_setup, small_config, with_data
 
+from conftest import make_setup, small_config, with_data
 from electra_jax.config import Config
 from electra_jax.config_loading import from_dict
 from electra_jax.data import build

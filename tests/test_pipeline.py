@@ -7,8 +7,8 @@ import os
 
 import numpy as np
 import pytest
-from conftest import sequences, small_config, with_data
 
+from conftest import sequences, small_config, with_data
 from electra_jax.config import DataConfig
 from electra_jax.data import build, order, pipeline
 from electra_jax.data.dataset import RECORD_SEQUENCES

@@ -5,10 +5,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from processes import LONG, Group, make_place
-from test_run import assert_identical, metrics, numbers, parameters
 
 from electra_jax.training import checkpoint
+from processes import LONG, Group, make_place
+from test_run import assert_identical, metrics, numbers, parameters
 
 pytestmark = pytest.mark.slow
 

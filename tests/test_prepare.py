@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, documents, process_env, run_module, small_config, with_data
 
+from conftest import ROOT, documents, process_env, run_module, small_config, with_data
 from electra_jax.data import build, dataset, pipeline, survey
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.readers import Broken

@@ -14,10 +14,10 @@ import typing
 from pathlib import Path
 
 import pytest
-import task_data
 import zstandard
-from conftest import ROOT, SMALL, config_file, embedded_documents, process_env, run_module
 
+import task_data
+from conftest import ROOT, SMALL, config_file, embedded_documents, process_env, run_module
 from electra_jax import cli
 from electra_jax.config import Config
 from electra_jax.tasks.config import FinetuneConfig

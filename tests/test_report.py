@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import pytest
-from conftest import make_setup, small_config
 from sklearn.metrics import roc_auc_score
 
+from conftest import make_setup, small_config
 from electra_jax import report as command
 from electra_jax.data import pipeline
 from electra_jax.errors import UserError

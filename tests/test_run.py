@@ -12,8 +12,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import SMALL, config_file, process_env, run_module
 
+from conftest import SMALL, config_file, process_env, run_module
 from electra_jax.reporting import verdicts
 from electra_jax.training import checkpoint
 

@@ -13,8 +13,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from conftest import documents
 
+from conftest import documents
 from electra_jax.config import DataConfig
 from electra_jax.data import readers, sources
 from electra_jax.data.readers import Broken

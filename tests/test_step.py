@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, make_setup, sequences, small_config
 from jax.sharding import PartitionSpec as P
 
+from conftest import ROOT, make_setup, sequences, small_config
 from electra_jax.data import pipeline
 from electra_jax.reporting.metrics import figures
 from electra_jax.training.optimizer import is_decayed, learning_rate, make_optimizer

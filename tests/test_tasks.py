@@ -8,10 +8,10 @@ import re
 import numpy as np
 import pytest
 import sklearn.metrics
-import task_data
-from conftest import embedded_documents
 from scipy import stats
 
+import task_data
+from conftest import embedded_documents
 from electra_jax.errors import UserError
 from electra_jax.interop import tokenizer_files
 from electra_jax.tasks import batches, metrics, squad
@@ -19,7 +19,7 @@ from electra_jax.tasks import config as task_config
 from electra_jax.tasks import data as loading
 from electra_jax.tasks.config import TaskConfig
 from electra_jax.tasks.examples import Answer, Example
-from electra_jax.tasks.kinds import check_vocabulary, cut_pair
+from electra_jax.tasks.kinds import check_labels, check_vocabulary, cut_pair
 from electra_jax.tasks.of_kind import make_kind
 from runs import tokenizer
 
@@ -366,12 +366,29 @@ def test_labels_are_names_or_indices_throughout(tmp_path, names, given, expected
     [
         (("1", "2", "3"), [0, 1, 3], "train.jsonl:1: label '0' is not one of the 3 labels: 1, 2, 3"),
         (("a", "b"), ["a", 1], "train.jsonl:2: label '1' is not one of the 2 labels: a, b"),
-        ((), [4, 4], "all labels are 4: there is nothing to tell apart"),
     ],
 )
 def test_labels_that_are_given_two_ways_are_refused(tmp_path, names, given, message):
     with pytest.raises(UserError, match=re.escape(message)):
         labels_of(tmp_path, [{"text": "a", "label": n} for n in given], labels=names)
+
+
+def test_labels_that_training_does_not_have(tmp_path):
+    task = TaskConfig(kind="classification", path="data", labels=("x", "y", "z"))
+    found = [Example("", "", ("a",), label=label) for label in (0, 1)]
+    assert check_labels(task, found) == "no training example has the label z"
+    assert check_labels(dataclasses.replace(task, labels=("x", "y")), found) is None
+    with pytest.raises(
+        UserError, match="config.task.path=data: all of training has the label x: there is nothing to tell"
+    ):
+        check_labels(task, found[:1])
+
+
+def test_a_test_set_has_labels_in_the_form_of_training(tmp_path):
+    task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n} for n in (0, 1)])
+    task_data.write_lines(tmp_path / "test.jsonl", [{"text": "a", "label": "x"}])
+    with pytest.raises(UserError, match="test.jsonl:1: label 'x' is given by name, in training by index"):
+        load(tmp_path, labels=("x", "y"))
 
 
 def test_a_label_that_training_does_not_have_is_refused_also_where_it_could_be_an_index(tmp_path):
@@ -390,6 +407,13 @@ def test_the_kind_follows_from_all_rows_and_signed_labels_are_numbers(tmp_path):
     assert load(tmp_path).task.labels == ("1", "²")
 
 
+def test_the_tags_that_are_asked_for(tmp_path):
+    rows = [{"tokens": ["a", "b"], "tags": ["NN", "VB"], "ner": ["O", "B-X"]}]
+    task_data.write_lines(tmp_path / "train.jsonl", rows)
+    assert load(tmp_path).task.labels == ("NN", "VB")
+    assert load(tmp_path, label="ner").task.labels == ("B-X", "O")
+
+
 def test_tags_by_index_as_spans(tmp_path):
     rows = [{"tokens": ["a", "b", "c"], "tags": [1, 2, 0]}]
     task_data.write_lines(tmp_path / "train.jsonl", rows)
@@ -406,11 +430,15 @@ def test_files_of_one_name_are_all_read(tmp_path):
         rows = [{"text": name, "label": n % 2} for n in range(count)]
         task_data.write_lines(tmp_path / name / "part.jsonl", rows)
     found = load(tmp_path, train="a/part.jsonl,b/part.jsonl", validation="a/part.jsonl", test="b/part.jsonl")
-    assert {name: len(part) for name, part in found.train.items()} == {"a-part": 2, "b-part": 3}
+    assert {name: len(part) for name, part in found.train.items()} == {"a-part.jsonl": 2, "b-part.jsonl": 3}
     assert (len(found.validation["validation"]), len(found.test["test"])) == (2, 3)
     both = "a/part.jsonl,b/part.jsonl"
-    with pytest.raises(UserError, match="validation and test both have a a-part"):
+    with pytest.raises(UserError, match="a-part.jsonl stands for validation and test; list it under one of them"):
         load(tmp_path, train="a/part.jsonl", validation=both, test=both)
+    (tmp_path / "a" / "part.tsv").write_text("text\tlabel\na\t0\nb\t1\n")
+    assert [len(one) for one in load(tmp_path, train="a/part.jsonl,a/part.tsv").train.values()] == [2, 2]
+    with pytest.raises(UserError, match="two of these would go by one name; rename a file"):
+        load(tmp_path, train="a/part.jsonl,a/part.jsonl")
 
 
 def test_broken_lines_of_a_table_are_left_out_where_a_few_may_be(tmp_path):
@@ -446,15 +474,20 @@ def test_columns_without_tags_are_words_to_be_tagged(tmp_path):
     (tmp_path / "test.conll").write_text("b\na\n")
     found = load(tmp_path, kind="tagging")
     assert found.test["test"][0].words == ("b", "a") and found.test["test"][0].label is None
-    assert found.warnings == ("test: 1 of 1 examples have no label; it is predicted, not measured",)
+    assert found.warnings == ()
     (tmp_path / "test.conll").write_text("b X\na\n")
     with pytest.raises(UserError, match="test.conll:2: 'a' has no column -1 for the tag"):
+        load(tmp_path, kind="tagging")
+    (tmp_path / "test.conll").write_text("b\na X\n")
+    with pytest.raises(UserError, match="test.conll:2: 'a X' has a tag, the sentence before it has none"):
         load(tmp_path, kind="tagging")
 
 
 def test_what_is_no_text_is_named(tmp_path):
     for line, message in (
-        ('{"text": "a \\ud800 b", "label": 1}', r"train.jsonl:1: text has half of a character \(\\ud800\) at 2"),
+        ('{"text": "a", "id": "\\ud800", "label": 1}', "train.jsonl:1: id holds half of a character"),
+        ('{"text": "a", "label": "\\ud800"}', r"label '\\ud800' holds half of a character"),
+        ('{"text": "a \\ud800 b", "label": 1}', "train.jsonl:1: text holds half of a character, which is no text: 'a "),
         ('{"text": ["a", "b"], "label": 1}', r'train.jsonl:1: text must be text, not \["a", "b"\]'),
     ):
         (tmp_path / "train.jsonl").write_text(line + "\n" + '{"text": "b", "label": 0}')
@@ -476,12 +509,19 @@ def test_long_fields_of_a_table(tmp_path):
 def test_labels_that_are_missing_are_said(tmp_path):
     task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n} for n in ("x", "y")])
     task_data.write_lines(tmp_path / "test.jsonl", [{"text": "a", "label": -1}, {"text": "b", "label": -1}])
-    found = load(tmp_path, labels=("x", "y", "z"))
+    found = load(tmp_path)
     assert [example.label for example in found.test["test"]] == [None, None]
-    assert found.warnings == (
-        "no training example has the label z",
-        "test: 2 of 2 examples have no label; it is predicted, not measured",
-    )
+    assert found.warnings == ()
+    task_data.write_lines(tmp_path / "test.jsonl", [{"text": "a"}, {"text": "b", "label": "x"}])
+    assert load(tmp_path).warnings == ("test: 1 of 2 examples have no label, so none of it is measured",)
+    # Numbers, as TFDS has them; where -1 is a label it is one.
+    task_data.write_lines(tmp_path / "test.jsonl", [{"text": "a", "label": -1.0}] * 2)
+    assert load(tmp_path, kind="classification").test["test"][0].label is None
+    task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n} for n in (-1.0, 1.0)])
+    assert load(tmp_path).test["test"][0].label == -1.0
+    task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n} for n in (0.0, 5.0)])
+    assert load(tmp_path).test["test"][0].label is None
+    task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n} for n in ("x", "y")])
     task_data.write_lines(tmp_path / "test.jsonl", [{"text": "a", "label": -1}, {"text": "b", "label": "x"}])
     with pytest.raises(UserError, match="test.jsonl:1: label '-1' is not one of"):
         load(tmp_path)
@@ -532,7 +572,8 @@ def exported(tmp_path_factory):
 
 
 def decided(kind, **settings):
-    return TaskConfig(kind=kind, path="x", labels=("a", "b"), metric="accuracy", max_length=32, **settings)
+    metric = "f1" if kind == "question_answering" else "accuracy"
+    return TaskConfig(kind=kind, path="x", labels=("a", "b"), metric=metric, max_length=32, **settings)
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import small_config
-from runs import random_params, restored, tokenizer
 
+from conftest import small_config
 from electra_jax import import_checkpoint
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import UserError
@@ -17,6 +16,7 @@ from electra_jax.objectives.layout import TokenIds, read_layout
 from electra_jax.training.optimizer import Moments
 from electra_jax.training.state import new_state
 from electra_jax.training.step import replay
+from runs import random_params, restored, tokenizer
 
 tf = pytest.importorskip("tensorflow", reason="TensorFlow writes and reads its checkpoints (extra [test])")
 

@@ -8,9 +8,9 @@ import unicodedata
 import numpy as np
 import pytest
 import sentencepiece
-from conftest import ROOT, embedded_documents, process_env
 from tokenizers import BertWordPieceTokenizer
 
+from conftest import ROOT, embedded_documents, process_env
 from electra_jax.config import TokenizerConfig
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import UserError

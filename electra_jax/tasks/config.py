@@ -32,11 +32,9 @@ class TaskConfig:
     format: Literal["auto", "jsonl", "tsv", "squad", "conll", "conllu", "tfds"] = setting(
         "auto", "`auto`: by the names of the files", REFUSE
     )
-    train: str = setting("", "file or split to train on (default: train.* in path)", REFUSE)
-    validation: str = setting(
-        "", "to choose by; of several, comma-separated, the first (default: validation.*)", REFUSE
-    )
-    test: str = setting("", "to report, likewise; without labels it is only predicted (default: test.*)", REFUSE)
+    train: str = setting("", "file or split to train on (default: train.* in path)", FREE)
+    validation: str = setting("", "to choose by; of several, comma-separated, the first (default: validation.*)", FREE)
+    test: str = setting("", "to report, likewise; without labels it is only predicted (default: test.*)", FREE)
     text: str = setting("", "field or column of the text, or NAME|NAME: the first there is (default: text)", REFUSE)
     text_pair: str = setting("", "of the second text (default: text_b, beside text_a)", REFUSE)
     label: str = setting("label", "of the label; of the tag in columns: a name of CoNLL-U, or a number", REFUSE)

@@ -14,6 +14,10 @@ from electra_jax.tasks.examples import Example
 from electra_jax.tasks.formats import Row
 from electra_jax.tasks.labels import Labels
 
+_DEFAULT_METRIC = {
+    "classification": "accuracy", "regression": "spearman", "tagging": "accuracy", "question_answering": "f1"
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
@@ -43,9 +47,6 @@ class TaskData:
         return found.hexdigest()[:16]
 
 
-METRICS = {"classification": "accuracy", "regression": "spearman", "tagging": "accuracy", "question_answering": "f1"}
-
-
 def load(task: TaskConfig) -> TaskData:
     """Reads all splits of a task.
 
@@ -56,10 +57,22 @@ def load(task: TaskConfig) -> TaskData:
     splits = {name: source.splits(name) for name in ("train", "validation", "test")}
     if not splits["train"]:
         raise UserError(f"config.task.path={task.path}: nothing to train on there; {source.expected('train')}")
-    rows, warnings = _read(task, source, splits)
-    every = itertools.chain.from_iterable(rows["train"].values())
-    task = _decided(task, source.info(), list(every))
-    task, given = _labelled(task, rows)
+    rows: dict[str, dict[str, list[Row]]] = {}
+    warnings: list[str] = []
+    for part, places in splits.items():
+        # Predictions for a test set must be of all of it.
+        fraction = 0.0 if part == "test" else task.max_broken_fraction
+        rows[part] = {split: _read(task, source, split, place, fraction, warnings) for split, place in places.items()}
+    if both := rows["validation"].keys() & rows["test"].keys():
+        raise UserError(
+            f"config.task.test={task.test}: {min(both)} stands for validation and test; list it under one of them"
+        )
+    task = _decided(task, source.info(), [row for found in rows["train"].values() for row in found])
+    of_training = list(_labels(task, rows["train"]))
+    if not {*map(str, of_training)} & _NONE:
+        rows["test"] = {split: _without_placeholders(task, found) for split, found in rows["test"].items()}
+    given = _given(task, source, rows, of_training)
+    task = task if given is None else dataclasses.replace(task, labels=given.predicted)
     parts = {
         name: {
             split: [examples.example(task, row, given, needs_label=name != "test") for row in found]
@@ -67,83 +80,67 @@ def load(task: TaskConfig) -> TaskData:
         }
         for name, part in rows.items()
     }
-    if task.kind in ("classification", "tagging") and len(task.labels) < 2:
-        raise UserError(
-            f"config.task.path={task.path}: all labels are {task.labels[0]}: there is nothing to tell apart"
-        )
-    warnings += _oddities(task, parts)
+    for split, found in parts["test"].items():
+        missing = sum(example.label is None for example in found)
+        if 0 < missing < len(found):
+            warnings.append(f"{split}: {missing:,} of {len(found):,} examples have no label, so none of it is measured")
     return TaskData(task, **parts, warnings=tuple(warnings))
 
 
-def _read(task: TaskConfig, source: formats.Source, splits: dict[str, dict[str, str]]) -> tuple[dict, list[str]]:
-    """All rows by part and split, broken ones left out as far as the configuration allows, and what is to be said of that."""
-    rows: dict[str, dict[str, list[Row]]] = {part: {} for part in splits}
-    warnings = []
-    for part, split, place in (
-        (part, split, place) for part, places in splits.items() for split, place in places.items()
-    ):
-        found = list(source.rows(place))
-        kept, broken = [row for row in found if not row.broken], [row.broken for row in found if row.broken]
-        if not found:
-            raise UserError(f"config.task.path={task.path}: {split} holds no example")
-        # Predictions for a test set must be of all of it.
-        if len(broken) > (0 if part == "test" else task.max_broken_fraction * len(found)):
-            raise UserError(broken[0])
-        if broken:
-            warnings.append(
-                f"{split}: {len(broken):,} of {len(found):,} lines are broken and left out, the first: {broken[0]}"
-            )
-        rows[part][split] = _without_placeholders(task, kept) if part == "test" else kept
-    if both := rows["validation"].keys() & rows["test"].keys():
+def _read(
+    task: TaskConfig, source: formats.Source, split: str, place: str, fraction: float, warnings: list[str]
+) -> list[Row]:
+    """The rows of a split, up to `fraction` of them left out because they are broken; `warnings` says so."""
+    found = list(source.rows(place))
+    if not found:
+        raise UserError(f"config.task.path={task.path}: {split} holds no example")
+    broken = [row.broken for row in found if row.broken]
+    if len(broken) > fraction * len(found):
         raise UserError(
-            f"config.task.test={task.test}: validation and test both have a {min(both)}; give one another name"
+            f"{broken[0]} ({len(broken):,} of {len(found):,} lines are broken, at most {fraction:g} of them may be)"
         )
-    return rows, warnings
+    if broken:
+        warnings.append(
+            f"{split}: {len(broken):,} of {len(found):,} lines are broken and left out, the first: {broken[0]}"
+        )
+    return [row for row in found if not row.broken]
+
+
+# What stands for a label that is not there, throughout a split: TFDS's integers and floats, Hugging Face's.
+_NONE = {"-1", "-1.0"}
 
 
 def _without_placeholders(task: TaskConfig, found: list[Row]) -> list[Row]:
-    """Rows of a split whose labels are all -1, as TFDS and Hugging Face say that there are none, without them."""
     names = {row.named(task.label) for row in found}
-    if any(str(row.values.get(name)) != "-1" for row in found for name in names):
+    if any(str(row.values.get(name)) not in _NONE for row in found for name in names):
         return found
     return [row._replace(values={k: v for k, v in row.values.items() if k not in names}) for row in found]
 
 
-def _labelled(task: TaskConfig, rows: dict[str, dict[str, list[Row]]]) -> tuple[TaskConfig, Labels]:
-    """The task with the names of its labels, and how the data give them."""
+def _given(
+    task: TaskConfig, source: formats.Source, rows: dict[str, dict[str, list[Row]]], of_training: list[Any]
+) -> Labels | None:
+    """How the data give labels, of a task that has any."""
     if task.kind not in ("classification", "tagging"):
-        return task, Labels((), False)
-    of_training = list(_labels(task, rows, "train"))
-    if task.labels:
-        given = labels.given_as(task.labels, of_training)
-    else:
+        return None
+    names = task.labels
+    if not names:
         # Of all splits where words are tagged: a tag that training never shows is an error of the model, not of the data.
-        every = _labels(task, rows, *rows) if task.kind == "tagging" else of_training
-        given = Labels(labels.in_order(map(str, every)), False)
-    names = labels.bioes(given.names) if task.kind == "tagging" and task.tags == "bioes" else given.names
-    return dataclasses.replace(task, labels=names), given
+        parts = rows.values() if task.kind == "tagging" else ()
+        names = labels.in_order(map(str, itertools.chain(of_training, *(_labels(task, part) for part in parts))))
+        return Labels(names, as_bioes=task.tags == "bioes")
+    # TFDS's classes are numbered, whatever their names.
+    numbered = source.is_tfds and all(isinstance(label, int) for label in of_training)
+    return Labels(names, numbered or labels.are_indices(names, of_training), task.tags == "bioes")
 
 
-def _labels(task: TaskConfig, rows: dict[str, dict[str, list[Row]]], *parts: str) -> Iterable[Any]:
-    """Labels, or tags, of some parts of the data; what has none is passed over, but for training."""
-    for part in parts:
-        for row in itertools.chain.from_iterable(rows[part].values()):
-            if task.kind == "tagging":
-                yield from examples.tags(task, row, False) or ()
-            elif part == "train":
-                yield examples.field(row, task.label)
-
-
-def _oddities(task: TaskConfig, parts: dict[str, dict[str, list[Example]]]) -> Iterable[str]:
-    if task.kind == "classification":
-        seen = {example.label for found in parts["train"].values() for example in found}
-        never = [name for index, name in enumerate(task.labels) if index not in seen]
-        if never:
-            yield f"no training example has the label{'s' * (len(never) > 1)} {', '.join(never)}"
-    for split, found in itertools.chain(parts["validation"].items(), parts["test"].items()):
-        missing = sum(example.label is None for example in found)
-        if missing:
-            yield f"{split}: {missing:,} of {len(found):,} examples have no label; it is predicted, not measured"
+def _labels(task: TaskConfig, part: dict[str, list[Row]]) -> Iterable[Any]:
+    """Labels, or tags; what has none is passed over."""
+    for row in itertools.chain.from_iterable(part.values()):
+        if task.kind == "tagging":
+            yield from examples.tags(task, row, False) or ()
+        elif task.kind != "question_answering" and (label := row.values.get(row.named(task.label))) is not None:
+            yield label
 
 
 def _decided(task: TaskConfig, info: dict[str, Any], training: Sequence[Row]) -> TaskConfig:
@@ -151,15 +148,17 @@ def _decided(task: TaskConfig, info: dict[str, Any], training: Sequence[Row]) ->
     if kind == "auto":
         said = str(info.get("kind") or "").replace("pair classification", "classification").replace(" ", "_")
         kind = said or _kind_of(training)
-    if kind not in METRICS:
-        raise UserError(f"config.task.kind: {kind!r}, as info.json says, is not known; known are {', '.join(METRICS)}")
+    if kind not in _DEFAULT_METRIC:
+        raise UserError(
+            f"config.task.kind: {kind!r}, as info.json says, is not known; known are {', '.join(_DEFAULT_METRIC)}"
+        )
     named = info.get("labels") or ()
     if not isinstance(named, (list, tuple)) or len({*map(str, named)}) < len(named):
         raise UserError(
             f"config.task.path={task.path}: labels in info.json must be a list of different names, not {named!r}"
         )
     names = task.labels or tuple(map(str, named))
-    metric = task.metric or str(info.get("metric") or METRICS[kind])
+    metric = task.metric or str(info.get("metric") or _DEFAULT_METRIC[kind])
     if kind in ("classification", "regression") and not task.text:
         # Said, so that one text is never taken for two.
         is_pair = "text_a" in training[0].values

@@ -5,11 +5,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from electra_jax.errors import UserError
-from electra_jax.tasks import labels
 from electra_jax.tasks.config import TaskConfig
 from electra_jax.tasks.formats import Row
-from electra_jax.tasks.labels import Labels
-from electra_jax.tasks.metrics import to_bioes
+from electra_jax.tasks.labels import Labels, is_text
 
 
 class Answer(NamedTuple):
@@ -31,30 +29,40 @@ class Example(NamedTuple):
 
 def of_rows(task: TaskConfig, rows: Iterable[Row]) -> list[Example]:
     """Examples without labels, to predict; raises `UserError` for what is broken."""
-    return [example(task, row, None) for row in rows]
+    return [example(task, row, None, takes_label=False) for row in rows]
 
 
-def example(task: TaskConfig, row: Row, given: Labels | None, needs_label: bool = True) -> Example:
-    """One row as an example of the task, without its label where nobody says how that is given.
+def example(
+    task: TaskConfig, row: Row, given: Labels | None, takes_label: bool = True, needs_label: bool = False
+) -> Example:
+    """One row as an example of the task.
+
+    Args:
+      task: decided (`data.load`).
+      row: of any format.
+      given: how labels are given, where the task has any.
+      takes_label: whether to look at the label at all.
+      needs_label: whether to refuse a row without one.
 
     Raises:
       UserError: for a row that is broken.
     """
     if row.broken:
         raise UserError(row.broken)
-    identity = str(row.values.get("id", row.values.get("index", row.values.get("idx", row.number))))
-    needs_label &= given is not None
+    identity = next(
+        (row.values[name] for name in ("id", "index", "idx") if row.values.get(name) is not None), row.number
+    )
+    identity = _as_text(row, "id", identity)
     if task.kind == "question_answering":
-        return _question(row, identity, given is not None, needs_label)
+        return _question(row, identity, takes_label, needs_label)
     if task.kind == "tagging":
-        return _sentence(task, row, identity, given, needs_label)
+        return _sentence(task, row, identity, given, takes_label, needs_label)
     texts = tuple(text(row, name) for name in (task.text, task.text_pair) if name)
     if not any(one.strip() for one in texts):
         raise UserError(f"{row.where}: the text is empty")
-    label = None if given is None else _optional(row, task.label, needs_label)
+    label = _optional(row, task.label, needs_label) if takes_label else None
     if label is not None:
-        is_number = task.kind == "regression"
-        label = _number(row, label) if is_number else labels.index(task.labels, given.name(label, row.where), row.where)
+        label = _number(row, label) if given is None else given.index(label, row.where)
     return Example(row.where, identity, texts, label=label)
 
 
@@ -67,21 +75,17 @@ def _as_text(row: Row, name: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise UserError(f"{row.where}: {name} must be text, not {json.dumps(value, default=str)[:60]}")
     found = str(value)
-    try:
-        found.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{row.where}: {name} has half of a character (\\u{ord(found[error.start]):x}) at {error.start}"
-        ) from None
+    if not is_text(found):
+        raise UserError(f"{row.where}: {name} holds half of a character, which is no text: {found[:60]!a}")
     return found
 
 
-def _question(row: Row, identity: str, take_label: bool, needs_label: bool) -> Example:
+def _question(row: Row, identity: str, takes_label: bool, needs_label: bool) -> Example:
     question, context = text(row, "question"), text(row, "context")
     for name, found in (("question", question), ("context", context)):
         if not found.strip():
             raise UserError(f"{row.where}: the {name} is empty")
-    given = _optional(row, "answers", needs_label) if take_label else None
+    given = _optional(row, "answers", needs_label) if takes_label else None
     if given is None:
         return Example(row.where, identity, (question, context))
     try:
@@ -102,7 +106,9 @@ def _question(row: Row, identity: str, take_label: bool, needs_label: bool) -> E
     return Example(row.where, identity, (question, context), label=answers)
 
 
-def _sentence(task: TaskConfig, row: Row, identity: str, given: Labels | None, needs_label: bool) -> Example:
+def _sentence(
+    task: TaskConfig, row: Row, identity: str, given: Labels | None, takes_label: bool, needs_label: bool
+) -> Example:
     name = task.text or "tokens"
     words = field(row, name)
     words = words.split() if isinstance(words, str) else words
@@ -111,19 +117,18 @@ def _sentence(task: TaskConfig, row: Row, identity: str, given: Labels | None, n
     if not words:
         raise UserError(f"{row.where}: the sentence is empty")
     words = tuple(_as_text(row, f"a word of {name}", word) for word in words)
-    label = None if given is None else tags(task, row, needs_label)
+    label = tags(task, row, needs_label) if takes_label else None
     if label is not None:
         if len(label) != len(words):
             raise UserError(f"{row.where}: {len(words)} words and {len(label)} tags; each word must have one")
-        names = [given.name(tag, row.where) for tag in label]
-        names = to_bioes(names) if task.tags == "bioes" else names
-        label = tuple(labels.index(task.labels, one, row.where) for one in names)
+        label = given.of_words(label, row.where)
     return Example(row.where, identity, words=words, label=label)
 
 
 def tags(task: TaskConfig, row: Row, is_needed: bool) -> Sequence[Any] | None:
     """The tags of a sentence as they are given; raises `UserError` where they are no list, or not there though needed."""
-    found = _optional(row, "tags" if task.label == "label" or "tags" in row.values else task.label, is_needed)
+    is_named = task.label != "label" and row.named(task.label) in row.values
+    found = _optional(row, task.label if is_named else "tags", is_needed)
     if found is not None and not isinstance(found, (list, tuple)):
         raise UserError(f"{row.where}: the tags must be a list, one a word, not {str(found)[:60]!r}")
     return found

@@ -25,15 +25,15 @@ from electra_jax.tasks.data import TaskData
 from electra_jax.tasks.encoder import Encoder
 from electra_jax.tasks.examples import Example
 from electra_jax.tasks.kinds import Feature
-from electra_jax.tasks.model import FineTuning
-from electra_jax.tasks.of_kind import make_kind, module_of, predicting, predictor
+from electra_jax.tasks.model import FineTuning, predictor
+from electra_jax.tasks.of_kind import make_kind, module_of, predicting
 from electra_jax.training import checkpoint, loop
 from electra_jax.training.checkpoint import Checkpoints, Saved
 from electra_jax.training.interrupts import Interrupts
 from electra_jax.training.setup import Program, mesh_of
 from electra_jax.training.state import INIT_STREAM, stream
 
-_SHOWN = 500
+_SOME = 500
 
 
 class Split(NamedTuple):
@@ -77,7 +77,6 @@ class Job:
       data: the task's examples.
       kind: of the task.
       train: features that are trained on.
-      shown: some of what is trained on, where there is nothing else to tell a collapsed run by.
       splits: those that are predicted: the first validation split first.
     """
 
@@ -98,9 +97,9 @@ class Job:
         labelled = self.kind.training_examples([e for part in data.train.values() for e in part])
         self.kind.fit(labelled)
         self.train = self._features("train", labelled)
-        self.shown = Split("train", labelled[:_SHOWN], self.kind.features(labelled[:_SHOWN]))
         warnings = [
             *data.warnings,
+            kinds.check_labels(data.task, labelled),
             kinds.check_vocabulary(self.train, encoder.tokenizer, encoder.name),
             kinds.check_lengths(self.train, encoder.trained_length, encoder.name),
             check_steps(config, len(self.train)),
@@ -111,8 +110,7 @@ class Job:
             for name, examples in part.items()
         ]
         self.run_config = resolve(config, encoder.model, len(self.train))
-        mesh = mesh_of(self.run_config)
-        dropout = config.model.classifier_dropout
+        mesh, dropout = mesh_of(self.run_config), config.model.classifier_dropout
         self.program = Program(
             self.run_config, FineTuning(data.task.kind, encoder.tokenizer.special.pad), encoder.tokenizer.vocab_size,
             mesh, module_of(self.kind, dropout),
@@ -130,11 +128,9 @@ class Job:
         self._fresh = jax.jit(self.program.architecture.init)
 
     def _features(self, name: str, examples: Sequence[Example]) -> list[Feature]:
-        found, cut = self.kind.features(examples), self.kind.num_cut
-        if cut:
-            self.say(
-                f"{cut:,} of {len(examples):,} texts of {name} are cut: task.max_length={self.data.task.max_length}"
-            )
+        found = self.kind.features(examples)
+        if self.kind.num_cut:
+            self.say(f"{self.kind.num_cut:,} of {len(examples):,} texts of {name} are cut: {self.kind.limit}")
         return found
 
     @property
@@ -146,6 +142,15 @@ class Job:
     def validation(self) -> Split | None:
         """The labelled split that is chosen by."""
         return next((s for s in self.splits if s.name in self.data.validation and s.is_labelled), None)
+
+    @functools.cached_property
+    def judged(self) -> Split:
+        """What tells a collapsed run: the validation set, or without one some of the training set."""
+        if self.validation:
+            return self.validation
+        every = [example for part in self.data.train.values() for example in part]
+        some = every[:: math.ceil(len(every) / _SOME)]
+        return Split("train", some, self.kind.features(some))
 
     def initial(self, seed: int) -> Params:
         """The pretrained weights with a fresh head, or all fresh."""
@@ -199,8 +204,7 @@ class _Run:
     def run(self) -> Outcome:
         job, begin = self._job, time.perf_counter()
         place = epath.Path(self._workdir) / "checkpoints"
-        steps = checkpoint.saved_steps(place)
-        program = job.program
+        steps, program = checkpoint.saved_steps(place), job.program
         if steps:
             origin = checkpoint.Origin(place, steps[-1])
             state, start = checkpoint.restore(origin, program.abstract), loop.Position(steps[-1], 0)
@@ -240,23 +244,24 @@ class _Run:
 
     def _outcome(self, params: Params, step: int, seconds: float) -> Outcome:
         job = self._job
-        outputs, figures, is_collapsed = {}, {}, False
+        outputs, figures = {}, {}
         for split in job.splits:
-            found = job.outputs(params, split.features, self._is_stopped)
-            if found is None:
-                text = f"at its end, seed {self._seed}; the same command makes its predictions"
-                raise Stopped(text, self._interrupts.poll() == signal.SIGTERM)
-            outputs[split.name] = found
+            outputs[split.name] = self._outputs(params, split)
             if split.is_labelled:
-                predictions = job.predictions(split, found)
+                predictions = job.predictions(split, outputs[split.name])
                 figures[split.name] = job.kind.figures(split.examples, predictions)
-                if split is self._validation:
-                    is_collapsed = job.kind.is_collapsed(split.examples, predictions)
-        if self._validation is None:
-            shown = job.outputs(params, job.shown.features)
-            is_collapsed = job.kind.is_collapsed(job.shown.examples, job.predictions(job.shown, shown))
+        judged = job.judged
+        found = outputs[judged.name] if judged is self._validation else self._outputs(params, judged)
+        is_collapsed = job.kind.is_collapsed(judged.examples, job.predictions(judged, found))
         host = jax.tree.map(np.asarray, params)
         return Outcome(self._seed, step, seconds, figures, is_collapsed, host, job.kind.settings(), outputs)
+
+    def _outputs(self, params: Params, split: Split) -> list[np.ndarray]:
+        found = self._job.outputs(params, split.features, self._is_stopped)
+        if found is None:
+            text = f"at its end, seed {self._seed}; the same command makes its predictions"
+            raise Stopped(text, self._interrupts.poll() == signal.SIGTERM)
+        return found
 
     def _batches(self, step: int) -> Iterator[Any]:
         job, size = self._job, self._config.train.batch_size

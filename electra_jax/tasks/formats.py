@@ -38,12 +38,16 @@ _CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "de
 
 
 class Source:
-    """The data that a task's configuration names."""
+    """The data that a task's configuration names.
+
+    Attributes:
+      is_tfds: whether it is a data set of TFDS, not a folder.
+    """
 
     def __init__(self, task: TaskConfig):
         self._task, self._name = task, task.path.removeprefix("tfds:")
-        self._is_tfds = task.path.startswith("tfds:") or task.format == "tfds"
-        if self._is_tfds:
+        self.is_tfds = task.path.startswith("tfds:") or task.format == "tfds"
+        if self.is_tfds:
             self._builder = _tfds_builder(self._name)
             return
         self._folder = Path(task.path).expanduser()
@@ -52,26 +56,24 @@ class Source:
 
     def expected(self, part: str) -> str:
         """What would be right, where a split is not there."""
-        if self._is_tfds:
+        if self.is_tfds:
             return f"it has the splits {', '.join(self._builder.info.splits)}; set config.task.{part}"
         return f"expected {part}.jsonl, .tsv, .conllu, .conll, .txt or .json, or config.task.{part}=FILE"
 
     def info(self) -> dict[str, Any]:
         """What the folder's `info.json`, or the data set, says of the task; may be empty."""
-        if not self._is_tfds:
+        if not self.is_tfds:
             file = self._folder / "info.json"
             return read_json(file) if file.is_file() else {}
-        features, label = self._builder.info.features, self._task.label.split("|")[0]
-        if label not in features:
-            return {}
-        feature = features[label]
+        features = self._builder.info.features
+        feature = next((features[name] for name in self._task.label.split("|") if name in features), None)
         names = getattr(getattr(feature, "feature", feature), "names", None)  # of a sequence's elements
         return {"labels": names} if names else {}
 
     def splits(self, part: str) -> dict[str, str]:
         """The splits of `train`, `validation` or `test`, by name, each with where it is."""
         given = getattr(self._task, part)
-        if self._is_tfds:
+        if self.is_tfds:
             there = list(self._builder.info.splits)
             wanted = _listed(given) or [name for name in _STEMS[part] if name in there][:1]
             for name in wanted:
@@ -88,14 +90,16 @@ class Source:
             files = [self._folder / name for name in names if (self._folder / name).is_file()][:1]
         if len(files) == 1:
             return {part: str(files[0])}
-        stems = [file.stem for file in files]
-        if len({*stems}) < len(files):  # of one name in several folders
-            stems = [str(Path(name).with_suffix("")).strip("/").replace("/", "-") for name in _listed(given)]
-        return dict(zip(stems, map(str, files)))
+        names = [file.stem for file in files]
+        if len({*names}) < len(files):  # of one name in several folders, or forms
+            names = [name.strip("/").replace("/", "-") for name in _listed(given)]
+        if len({*names}) < len(files):
+            raise UserError(f"config.task.{part}={given}: two of these would go by one name; rename a file")
+        return dict(zip(names, map(str, files)))
 
     def rows(self, where: str) -> Iterator[Row]:
         """The rows of a split, by where it is."""
-        if self._is_tfds:
+        if self.is_tfds:
             return _tfds_rows(self._builder, where)
         return rows(Path(where), self._task)
 
@@ -132,7 +136,7 @@ def from_lines(lines: Iterable[str], name: str, kind: str, task: TaskConfig) -> 
     if kind == "tsv":
         return _tsv(lines, name, task)
     if kind == "squad":
-        return _squad("".join(lines), name)
+        return _squad(lines, name)
     return _sentences(lines, name, kind, task.label)
 
 
@@ -211,22 +215,24 @@ def _sentences(lines: Iterable[str], name: str, kind: str, column: str) -> Itera
                 raise UserError(f"config.task.label={column!r}: the columns of CoNLL-U are {', '.join(_CONLLU)}")
             word, tag = cells[1], cells[_CONLLU.index(column_name)]
         else:
-            if column != "label" and not column.lstrip("-").isdigit():
+            if column != "label" and not column.lstrip("-").isdecimal():
                 raise UserError(f"config.task.label={column!r}: of a file of columns it must be a number, -1 the last")
             place = -1 if column == "label" else int(column)
             is_bare = len(cells) == 1  # a word alone, to be tagged
-            if not -len(cells) <= place < len(cells) or (tags and is_bare != (tags[0] is None)):
+            if tags and tags[0] is None and not is_bare:
+                raise UserError(f"{name}:{line_number}: {line[:60]!r} has a tag, the sentence before it has none")
+            if not -len(cells) <= place < len(cells) or (is_bare and tags and tags[0] is not None):
                 raise UserError(f"{name}:{line_number}: {line[:60]!r} has no column {place} for the tag")
             word, tag = cells[0], None if is_bare else cells[place]
         words.append(word)
         tags.append(tag)
 
 
-def _squad(text: str, name: str) -> Iterator[Row]:
+def _squad(lines: Iterable[str], name: str) -> Iterator[Row]:
     """The official JSON of SQuAD 1.1 and 2.0: data > paragraphs > qas."""
     number = 0
     try:
-        articles = json.loads(text)["data"]
+        articles = json.loads("".join(lines))["data"]
         for article in articles:
             for paragraph in article["paragraphs"]:
                 for question in paragraph["qas"]:

@@ -37,9 +37,15 @@ class Kind(abc.ABC):
     by_token = False  # whether a target has an entry a token
     probability_axis = -1  # of outputs of several models, that probabilities sum to 1 over
     num_cut = 0  # texts that `features` cut at its last call
+    cut_by = "max_length"  # the setting of `TaskConfig` that says where
 
     def __init__(self, task: TaskConfig, tokenizer: Tokenizer):
         self.task, self.tokenizer = task, tokenizer
+
+    @property
+    def limit(self) -> str:
+        """The setting that texts are cut by, as it is written."""
+        return f"task.{self.cut_by}={getattr(self.task, self.cut_by)}"
 
     @abc.abstractmethod
     def features(self, examples: Sequence[Example]) -> list[Feature]:
@@ -111,6 +117,20 @@ def check_metric(kind: Kind) -> None:
             f"config.task.metric={task.metric!r} cannot work: of {task.kind} with {len(task.labels)} labels there are "
             f"{', '.join(kind.measures)}"
         )
+
+
+def check_labels(task: TaskConfig, training: Sequence[Example]) -> str | None:
+    """Raises `UserError` where all texts in training have one label; a warning where none has one of those that there are."""
+    if task.kind != "classification":
+        return None
+    seen = {example.label for example in training}
+    if len(seen) < 2:
+        only = task.labels[next(iter(seen))]
+        raise UserError(
+            f"config.task.path={task.path}: all of training has the label {only}: there is nothing to tell apart"
+        )
+    never = [name for index, name in enumerate(task.labels) if index not in seen]
+    return f"no training example has the label{'s' * (len(never) > 1)} {', '.join(never)}" if never else None
 
 
 def check_vocabulary(features: Sequence[Feature], tokenizer: Tokenizer, name: str) -> str | None:

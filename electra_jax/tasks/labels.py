@@ -1,65 +1,90 @@
 """Labels as data give them: by name, or by their index in the list of names."""
 
-import functools
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from electra_jax.errors import UserError
+from electra_jax.tasks.metrics import to_bioes
 
 _OF_SPANS = ("B-", "I-", "E-", "S-")
 
 
-class Labels(NamedTuple):
-    """How a task's data give labels."""
+class Labels:
+    """How a task's data give labels, and what is predicted of them.
 
-    names: tuple[str, ...]
-    are_indices: bool
+    Attributes:
+      predicted: the names that a model tells apart, in the order of its outputs.
+    """
 
-    def name(self, label: Any, where: str) -> str:
-        """The name of a label; raises `UserError` where it has none."""
+    def __init__(self, names: Sequence[str], are_indices: bool = False, as_bioes: bool = False):
+        """`are_indices`: the data give places in `names`. `as_bioes`: tags in BIO are predicted as BIOES.
+
+        Raises:
+          UserError: for a name that is no text, or none of a span where it should be.
+        """
+        for name in names:
+            if not is_text(name):
+                raise UserError(f"label {name!a} holds half of a character, which is no text")
+        self._names, self._are_indices, self._as_bioes = tuple(names), are_indices, as_bioes
+        self.predicted = _bioes(names) if as_bioes else self._names
+        self._known = {*self._names}
+        self._places = {name: place for place, name in enumerate(self.predicted)}
+
+    def index(self, label: Any, where: str) -> int:
+        """The place of a label among those predicted; raises `UserError` for one that is not known."""
+        return self._places[self._name(label, where)]
+
+    def of_words(self, tags: Iterable[Any], where: str) -> tuple[int, ...]:
+        """Likewise of the tags of a sentence."""
+        names = [self._name(tag, where) for tag in tags]
+        return tuple(self._places[name] for name in (to_bioes(names) if self._as_bioes else names))
+
+    def _name(self, label: Any, where: str) -> str:
         text = str(label)
-        if not self.are_indices or not _is_integer(text):
-            index(self.names, text, where)
-            return text
-        if not 0 <= int(text) < len(self.names):
-            raise UserError(f"{where}: label {text} is not an index of the {len(self.names)} labels")
-        return self.names[int(text)]
+        if self._are_indices and _is_integer(text):
+            if not 0 <= int(text) < len(self._names):
+                raise UserError(f"{where}: label {text} is not an index of the {len(self._names)} labels")
+            return self._names[int(text)]
+        if text not in self._known:
+            some = ", ".join(self._names[:8]) + (" ..." if len(self._names) > 8 else "")
+            raise UserError(f"{where}: label {text!r} is not one of the {len(self._names)} labels: {some}")
+        if self._are_indices:
+            raise UserError(f"{where}: label {text!r} is given by name, in training by index")
+        return text
 
 
-def given_as(names: Sequence[str], labels: Iterable[Any]) -> Labels:
-    """How `labels`, all that training has, are given where their `names` are known: never some one way, some the other."""
+def are_indices(names: Sequence[str], labels: Iterable[Any]) -> bool:
+    """Whether `labels`, all that training has, are places in the list of their `names`, and not names."""
 
     def is_index(text: str) -> bool:
         return text.isdecimal() and int(text) < len(names)
 
     found = {str(label) for label in labels}
-    are_names = found & {*names}
+    named = found & {*names}
     # Numbers may be both; then all have to be indices for one to be.
-    are_indices = any(map(is_index, found - are_names)) and (not are_names or all(map(is_index, found)))
-    return Labels(tuple(names), are_indices)
-
-
-def index(names: Sequence[str], name: str, where: str) -> int:
-    """The place of a name; raises `UserError` for one that is not there."""
-    try:
-        return _indices(tuple(names))[name]
-    except KeyError:
-        some = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
-        raise UserError(f"{where}: label {name!r} is not one of the {len(names)} labels: {some}") from None
+    return any(map(is_index, found - named)) and (not named or all(map(is_index, found)))
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Different names, sorted: numbers by size, then words."""
-    return tuple(sorted(set(names), key=lambda name: (0, int(name), "") if _is_integer(name) else (1, 0, name)))
+    return tuple(sorted(set(names), key=lambda name: (0, int(name), name) if _is_integer(name) else (1, 0, name)))
 
 
-def spell_spans(names: Iterable[str]) -> bool:
+def are_of_spans(names: Iterable[str]) -> bool:
     """Whether tags stand for spans: BIO, IO, BIOES."""
     return any(name.startswith(_OF_SPANS) for name in names)
 
 
-def bioes(names: Sequence[str]) -> tuple[str, ...]:
-    """Tags in BIO or BIOES with every prefix that a span may be spelt by; raises `UserError` for one that is of no span."""
+def is_text(text: str) -> bool:
+    """Whether a string can be written down: JSON may hold halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _bioes(names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if name != "O" and not name.startswith(_OF_SPANS):
             raise UserError(
@@ -67,11 +92,6 @@ def bioes(names: Sequence[str]) -> tuple[str, ...]:
             )
     spans = sorted({name[2:] for name in names if name != "O"})
     return (*(("O",) if "O" in names else ()), *(f"{prefix}-{name}" for name in spans for prefix in "BIES"))
-
-
-@functools.cache
-def _indices(names: tuple[str, ...]) -> dict[str, int]:
-    return {name: place for place, name in enumerate(names)}
 
 
 def _is_integer(text: str) -> bool:

@@ -1,19 +1,23 @@
 """The pretrained encoder with a task's head, and its loss as the train step takes it."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from electra_jax.config import ModelConfig
 from electra_jax.models.discriminator import Discriminator
-from electra_jax.models.electra import Text, encode
+from electra_jax.models.electra import Architecture, Params, Text, encode
 from electra_jax.models.layers import Embeddings, Linear, gelu, normal
 from electra_jax.models.noise import Noise, dropout
 from electra_jax.objectives import losses
 from electra_jax.objectives.terms import Terms
+from electra_jax.training.partitioning import BATCH, activation_rules, replicated
+from electra_jax.training.setup import Program
 
 # The place of the head's dropout; the encoder's layers have the places from 0 on (`models.electra`).
 _HEAD = 2**20 + 1
@@ -105,3 +109,18 @@ class FineTuning:
         if self.kind == "tagging":
             return example.weight[:, None] * (example.target >= 0)
         return example.weight
+
+
+def predictor(program: Program, architecture: Architecture) -> Callable[..., jax.Array]:
+    """(params, input_ids, token_type_ids) -> logits, whole on every device."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.params)
+    rows_of_batch = NamedSharding(program.mesh, BATCH)
+    pad = program.objective.pad
+
+    def predict(params: Params, input_ids: jax.Array, token_type_ids: jax.Array) -> jax.Array:
+        with activation_rules(program.mesh):
+            return architecture.merge(params)(input_ids, token_type_ids, pad, None)
+
+    return jax.jit(
+        predict, in_shardings=(shardings, rows_of_batch, rows_of_batch), out_shardings=replicated(program.mesh)
+    )

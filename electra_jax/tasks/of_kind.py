@@ -1,22 +1,16 @@
 """Kinds of task by the name that the configuration has for them, and the model of each."""
 
 import functools
-from collections.abc import Callable
-
-import jax
-from jax.sharding import NamedSharding
 
 from electra_jax.config import ModelConfig
 from electra_jax.data.encoding import Tokenizer
-from electra_jax.models.electra import Architecture, Params
+from electra_jax.models.electra import Architecture
 from electra_jax.tasks.classification import Classification, Regression
 from electra_jax.tasks.config import TaskConfig, encoder_alone
 from electra_jax.tasks.kinds import Kind
 from electra_jax.tasks.model import TaskModel
 from electra_jax.tasks.question_answering import QuestionAnswering
 from electra_jax.tasks.tagging import Tagging
-from electra_jax.training.partitioning import BATCH, activation_rules, replicated
-from electra_jax.training.setup import Program
 
 
 def make_kind(task: TaskConfig, tokenizer: Tokenizer) -> Kind:
@@ -42,18 +36,3 @@ def predicting(model: ModelConfig, kind: Kind) -> Architecture:
     """The model as predictions are made by: in float32, the plain attention."""
     plain = encoder_alone(model, dtype="float32", attention="reference", remat="none", unroll="auto")
     return Architecture(plain, kind.tokenizer.vocab_size, module_of(kind))
-
-
-def predictor(program: Program, architecture: Architecture) -> Callable[..., jax.Array]:
-    """(params, input_ids, token_type_ids) -> logits, whole on every device."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.params)
-    rows_of_batch = NamedSharding(program.mesh, BATCH)
-    pad = program.objective.pad
-
-    def predict(params: Params, input_ids: jax.Array, token_type_ids: jax.Array) -> jax.Array:
-        with activation_rules(program.mesh):
-            return architecture.merge(params)(input_ids, token_type_ids, pad, None)
-
-    return jax.jit(
-        predict, in_shardings=(shardings, rows_of_batch, rows_of_batch), out_shardings=replicated(program.mesh)
-    )

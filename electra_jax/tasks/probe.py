@@ -50,4 +50,4 @@ class Probe:
         finally:
             shutil.rmtree(self._scratch, ignore_errors=True)
         split = results.reported_split(job)
-        return {f"probe_{job.metric}": outcome.figures[split.name][job.metric]} if split else {}
+        return {f"probe_{job.metric}": outcome.figures[split.name][job.metric]}

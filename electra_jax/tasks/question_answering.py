@@ -13,6 +13,8 @@ from electra_jax.tasks import squad
 from electra_jax.tasks.examples import Example
 from electra_jax.tasks.kinds import Feature, Kind, joined
 
+_MEASURES = {"f1": squad.f1, "exact_match": squad.exact_match}
+
 
 class Candidate(NamedTuple):
     """A span of the context."""
@@ -29,16 +31,14 @@ class Prediction(NamedTuple):
     null_odds: float  # score of no answer, less that of the best
 
 
-_MEASURES = {"exact_match": squad.exact_match, "f1": squad.f1}
-
-
 class QuestionAnswering(Kind):
     """Answers to questions; whether there is none goes by `null_threshold`, chosen on the validation set for the task's metric."""
 
     head = "question_answering"
     num_outputs = 2
     probability_axis = 1  # over tokens, for the first of a span and for its last
-    measures = ("f1", "exact_match")
+    cut_by = "max_query_length"
+    measures = tuple(_MEASURES)
     has_unanswerable = False
     null_threshold = 0.0
 
@@ -127,7 +127,7 @@ class QuestionAnswering(Kind):
     def tune(self, examples, predictions):
         if not self.has_unanswerable:
             return
-        measure = _MEASURES.get(self.task.metric, squad.f1)
+        measure = _MEASURES[self.task.metric]
         given = [[answer.text for answer in example.label] for example in examples]
         texts = [prediction.n_best[0].text if prediction.n_best else "" for prediction in predictions]
         self.null_threshold = squad.best_threshold(

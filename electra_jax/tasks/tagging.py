@@ -30,7 +30,7 @@ class Tagging(Kind):
 
     @property
     def _has_spans(self) -> bool:
-        return labels.spell_spans(self.task.labels)
+        return labels.are_of_spans(self.task.labels)
 
     def features(self, examples: Sequence[Example]) -> list[Feature]:
         words = sorted({word for example in examples for word in example.words})
