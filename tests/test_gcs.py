@@ -172,9 +172,8 @@ def test_text_and_records_in_a_bucket(place, bucket, corpus_file):
 
 def test_data_sets_in_a_bucket(place, bucket, corpus_file):
     """Of Hugging Face and of TFDS, in both its formats, read where they lie."""
-    import tensorflow_datasets as tfds
-
     import datasets
+    import tensorflow_datasets as tfds
 
     texts = corpus_file.read_text().split("\n\n")
     datasets.Dataset.from_dict({"text": texts[:150]}).save_to_disk(place / "sets" / "hf")
