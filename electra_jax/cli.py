@@ -64,14 +64,16 @@ def positive(text: str) -> int:
 
 
 def output_file(text: str) -> Path:
-    """A file to be written at the end of the work, as the type of an argument: its folder must be there."""
+    """A file to be written at the end of the work, as the type of an argument.
+
+    Raises:
+      UserError: for a folder, or where there is none to write into.
+    """
     path = Path(text).expanduser()
     if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder; it must be a file")
+        raise UserError(f"{text} is a folder; it must be a file")
     if not os.access(path.absolute().parent, os.W_OK):
-        raise argparse.ArgumentTypeError(
-            f"{text} cannot be written: {path.absolute().parent} is no folder that can be written to"
-        )
+        raise UserError(f"{text} cannot be written: {path.absolute().parent} is no folder that can be written to")
     return path
 
 

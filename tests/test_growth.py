@@ -44,7 +44,7 @@ def test_a_size_is_timed_and_drawn(tmp_path):
     )
     assert ratio > 4 * 3 / 2  # twice the length, twice the batch, more layers, and attention
     rows = [{**row, "grows": grows} for grows in ("length", "batch", "layers", "vocabulary") for row in rows]
-    growth.plot(rows, str(tmp_path / "growth.svg"))
+    growth.plot(rows, tmp_path / "growth.svg")
     picture = xml.etree.ElementTree.parse(tmp_path / "growth.svg")
     assert picture.getroot().tag.endswith("svg")
 
