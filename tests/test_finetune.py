@@ -499,7 +499,7 @@ def test_predict_names_what_it_cannot_label(place, tiny_job, tmp_path):
         assert said.returncode == 2 and message in said.stderr and said.stderr.count("\n") == 1, said.stderr
 
 
-def test_predict_says_what_it_did_not_read_and_loses_nothing(place, tiny_job, tmp_path):
+def test_predict_says_what_it_did_not_read_and_loses_nothing(place, tiny_job, tmp_path, capsys):
     """Words in a field of another name from standard input, after a byte order mark; cut texts; files that cannot be."""
     from electra_jax.tasks.folder import write
 
@@ -513,19 +513,18 @@ def test_predict_says_what_it_did_not_read_and_loses_nothing(place, tiny_job, tm
     ]
     job = tiny_job()
     write(tmp_path / "texts", job.initial(0), job.encoder.model, job.kind, about)
-    model = f"--model={tmp_path / 'texts'}"
-    (tmp_path / "in.txt").write_text("short\n" + "word " * 100 + "\n")
-    said = run_module("predict", model, f"--input={tmp_path / 'in.txt'}", cwd=place)
-    assert (
-        said.returncode == 0
-        and "1 of 2 texts were cut, as the model was fine-tuned with task.max_length=32" in said.stderr
-    )
-    same = run_module("predict", model, f"--input={tmp_path / 'in.txt'}", f"--output={tmp_path}/./in.txt", cwd=place)
-    assert same.returncode == 2 and "is the input, which would be lost" in same.stderr
-    assert (tmp_path / "in.txt").read_text().startswith("short")
-    (tmp_path / "in.csv").write_text("text\nshort\n")
-    unknown = run_module("predict", model, f"--input={tmp_path / 'in.csv'}", cwd=place)
-    assert unknown.returncode == 2 and "does not follow from its name; set --format" in unknown.stderr
+    model, place = f"--model={tmp_path / 'texts'}", tmp_path / "in.txt"
+    place.write_text("short\n" + "word " * 100 + "\n")
+    capsys.readouterr()
+    predict.main([model, f"--input={place}"])
+    said = capsys.readouterr()
+    assert said.out.count("\n") == 2
+    assert said.err == "1 of 2 texts were cut, as the model was fine-tuned with task.max_length=32\n"
+    with pytest.raises(UserError, match="in.txt is the input, which would be lost"):
+        predict.main([model, f"--input={place}", f"--output={tmp_path}/./in.txt"])
+    assert place.read_text().startswith("short")
+    with pytest.raises(UserError, match="in.csv: what is in it does not follow from its name; set --format"):
+        predict.main([model, f"--input={tmp_path / 'in.csv'}"])
 
 
 def test_a_reader_that_leaves_is_no_error(place, tiny_job, tmp_path):
