@@ -31,13 +31,13 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # no label is worth a crash in an old locale
     try:
         status = main(sys.argv[1:]) or 0
-        sys.stdout.flush()
     except (UserError, RunFailed) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         status = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
+    sys.stdout.flush()
     sys.exit(status)
 
 

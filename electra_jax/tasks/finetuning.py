@@ -244,15 +244,15 @@ class _Run:
 
     def _outcome(self, params: Params, step: int, seconds: float) -> Outcome:
         job = self._job
-        outputs, figures = {}, {}
+        outputs, figures, predictions = {}, {}, {}
         for split in job.splits:
             outputs[split.name] = self._outputs(params, split)
             if split.is_labelled:
-                predictions = job.predictions(split, outputs[split.name])
-                figures[split.name] = job.kind.figures(split.examples, predictions)
+                predictions[split.name] = job.predictions(split, outputs[split.name])
+                figures[split.name] = job.kind.figures(split.examples, predictions[split.name])
         judged = job.judged
-        found = outputs[judged.name] if judged is self._validation else self._outputs(params, judged)
-        is_collapsed = job.kind.is_collapsed(judged.examples, job.predictions(judged, found))
+        said = predictions[judged.name] if self._validation else job.predictions(judged, self._outputs(params, judged))
+        is_collapsed = job.kind.is_collapsed(judged.examples, said)
         host = jax.tree.map(np.asarray, params)
         return Outcome(self._seed, step, seconds, figures, is_collapsed, host, job.kind.settings(), outputs)
 
