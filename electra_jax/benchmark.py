@@ -5,7 +5,6 @@ It is the real loop, with its data, reports and checkpoints, that is timed, each
 
 import dataclasses
 import itertools
-import json
 import resource
 import statistics
 import subprocess
@@ -44,9 +43,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--steps", type=cli.positive, default=10, help=f"timed, after {_WARMUP} that are not (default: 10)"
     )
-    parser.add_argument(
-        "--json", type=cli.output_file, metavar="FILE", help="where the figures go besides the terminal"
-    )
+    cli.add_json(parser)
     args, overrides = cli.parse(parser, argv)
     config = cli.load_config(args.config, overrides)
     # In a process of its own: building the data must not count in the peak memory of training.
@@ -61,8 +58,7 @@ def main(argv: list[str]) -> None:
     figures = benchmark(config, args.steps)
     for name, value in figures.items():
         print(f"{name:28} {value:,.6g}" if isinstance(value, (int, float)) else f"{name:28} {value}")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    cli.write_json(args.json, figures)
 
 
 def benchmark(config: Config, steps: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import io
+import json
 import os
 import secrets
 import sys
@@ -41,15 +42,29 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     sys.exit(status)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help shows the arguments)")  # one line, as any other mistake
+
+
 def parser(module: str, description: str, with_config: bool = True) -> argparse.ArgumentParser:
     """An argument parser; `--config.SECTION.FIELD=VALUE` is taken by `parse`."""
     epilog = "--config.SECTION.FIELD=VALUE overrides any field of the configuration." if with_config else None
-    made = argparse.ArgumentParser(
-        prog=f"python -m {module}", description=description, epilog=epilog, allow_abbrev=False
-    )
+    made = _Parser(prog=f"python -m {module}", description=description, epilog=epilog, allow_abbrev=False)
     if with_config:
         made.add_argument("--config", required=True, metavar="FILE", help="a file of configs/, or one of your own")
     return made
+
+
+def add_json(made: argparse.ArgumentParser) -> None:
+    """Adds `--json`, for `write_json`."""
+    made.add_argument("--json", type=output_file, metavar="FILE", help="where the figures go besides the terminal")
+
+
+def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    """Writes what a command found to the file that `--json` named, if any."""
+    if path:
+        path.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def positive(text: str) -> int:

@@ -5,7 +5,6 @@ times are estimates, of its own cost model and of published bandwidths.
 """
 
 import dataclasses
-import json
 import math
 import os
 import re
@@ -30,9 +29,7 @@ from electra_jax.training.setup import Setup, mesh_of
 def main(argv: list[str]) -> None:
     parser = cli.parser("electra_jax.compile", "Memory, communication and estimated speed of the train step on a TPU.")
     parser.add_argument("--topology", required=True, metavar="KIND:CHIPS", help="such as v5e:4x4, v4:2x2x1, v5e:4x4*2")
-    parser.add_argument(
-        "--json", type=cli.output_file, metavar="FILE", help="where the figures go besides the terminal"
-    )
+    cli.add_json(parser)
     parser.add_argument("--hlo", type=cli.output_file, metavar="FILE", help="where the compiled program goes, as text")
     parser.add_argument(
         "--find_batch", action="store_true", help="the largest batch that fits, instead of train.batch_size"
@@ -44,8 +41,7 @@ def main(argv: list[str]) -> None:
     compiled = find_batch(config, slices, devices) if args.find_batch else compile_step(config, slices, devices)
     figures = analyse(compiled, slices)
     print("\n".join(report(figures)))
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    cli.write_json(args.json, figures)
     if args.hlo:
         args.hlo.write_text(compiled.program.as_text())
 

@@ -1,6 +1,5 @@
 """Held-out figures of a checkpoint: `python -m electra_jax.evaluate --workdir=DIR`."""
 
-import json
 
 from electra_jax import cli, config_loading
 from electra_jax.data import build
@@ -15,9 +14,7 @@ def main(argv: list[str]) -> None:
     parser = cli.parser("electra_jax.evaluate", "Evaluates a checkpoint on held-out records.", with_config=False)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the work directory of a run")
     parser.add_argument("--step", type=int, help="which of its checkpoints (default: the newest)")
-    parser.add_argument(
-        "--json", type=cli.output_file, metavar="FILE", help="where the figures go besides the terminal"
-    )
+    cli.add_json(parser)
     args, overrides = cli.parse(parser, argv)
     origin = checkpoint.find(args.workdir if args.step is None else f"{args.workdir}@{args.step}")
     saved = checkpoint.read_saved(origin)
@@ -34,8 +31,7 @@ def main(argv: list[str]) -> None:
     print(f"step {origin.step} of {args.workdir}, held out:")
     for name, value in figures.items():
         print(f"  {name:28} {value:.5f}")
-    if args.json:
-        args.json.write_text(json.dumps({"step": origin.step, **figures}, indent=1) + "\n")
+    cli.write_json(args.json, {"step": origin.step, **figures})
 
 
 if __name__ == "__main__":

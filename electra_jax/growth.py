@@ -4,7 +4,6 @@ One size is changed at a time, on random tokens and one device.
 """
 
 import dataclasses
-import json
 import statistics
 import time
 from pathlib import Path
@@ -43,9 +42,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--steps", type=cli.positive, default=5, help="timed of each size, after two that are not (default: 5)"
     )
-    parser.add_argument(
-        "--json", type=cli.output_file, metavar="FILE", help="where the figures go besides the terminal"
-    )
+    cli.add_json(parser)
     parser.add_argument(
         "--plot",
         type=cli.output_file,
@@ -68,8 +65,7 @@ def main(argv: list[str]) -> None:
             ),
             flush=True,
         )
-    if args.json:
-        args.json.write_text(json.dumps({"device": jax.devices()[0].device_kind, "points": rows}, indent=1) + "\n")
+    cli.write_json(args.json, {"device": jax.devices()[0].device_kind, "points": rows})
     if args.plot:
         plot(rows, args.plot)
 

@@ -7,7 +7,6 @@ a sentence by the log-probability that each of its tokens is the original; the a
 import collections
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 import jax
@@ -31,9 +30,7 @@ def main(argv: list[str]) -> None:
         "--init", required=True, metavar="DIR[@STEP]", help="a work directory or an exported discriminator"
     )
     parser.add_argument("--per_token", action="store_true", help="score by the mean over tokens, not their sum")
-    parser.add_argument(
-        "--json", type=cli.output_file, metavar="FILE", help="where the figures go besides the terminal"
-    )
+    cli.add_json(parser)
     parser.add_argument(
         "files",
         nargs="+",
@@ -64,8 +61,7 @@ def main(argv: list[str]) -> None:
     for name, value in figures.items():
         print(f"  {name:48} {value:.4f}  of {len(right[name]):,}")
     figures["accuracy"] = float(np.mean([one for found in right.values() for one in found]))
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    cli.write_json(args.json, figures)
     print(f"accuracy {figures['accuracy']:.4f} of {sum(map(len, right.values())):,} pairs; chance is 0.5")
 
 

@@ -104,6 +104,9 @@ def test_overrides_of_every_type():
     assert config.tokenizer.strip_accents is False
     assert config.data.source == "a b.txt"
     assert config.train.skip_steps == (3, 5)
+    finetuning = str(ROOT / "configs/finetune/jsonl.py")
+    for text, labels in {"('a b', \"c\")": ("a b", "c"), "a b,c": ("a b", "c"), "',''": ("'", "''")}.items():
+        assert cli.load_finetune_config(finetuning, [("task.path", "x"), ("task.labels", text)]).task.labels == labels
     assert config.objective.disc_weight == 25.0
     assert config.seed == 7
     assert (

@@ -382,6 +382,11 @@ def test_labels_that_training_does_not_have(tmp_path):
         UserError, match="config.task.path=data: all of training has the label x: there is nothing to tell"
     ):
         check_labels(task, found[:1])
+    tags = dataclasses.replace(task, kind="tagging")
+    found = [Example("", "", words=("a", "b"), label=label) for label in ((0, 0), (0, 1))]
+    assert check_labels(tags, found) is None
+    with pytest.raises(UserError, match="all of training has the label x"):
+        check_labels(tags, found[:1])
 
 
 def test_a_test_set_has_labels_in_the_form_of_training(tmp_path):

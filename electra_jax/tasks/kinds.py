@@ -120,15 +120,18 @@ def check_metric(kind: Kind) -> None:
 
 
 def check_labels(task: TaskConfig, training: Sequence[Example]) -> str | None:
-    """Raises `UserError` where all texts in training have one label; a warning where none has one of those that there are."""
-    if task.kind != "classification":
+    """Raises `UserError` where all of training has one label; a warning where no text has one of those that there are."""
+    if task.kind not in ("classification", "tagging"):
         return None
-    seen = {example.label for example in training}
+    of_words = task.kind == "tagging"
+    seen = {label for example in training for label in (example.label if of_words else (example.label,))}
     if len(seen) < 2:
         only = task.labels[next(iter(seen))]
         raise UserError(
             f"config.task.path={task.path}: all of training has the label {only}: there is nothing to tell apart"
         )
+    if of_words:  # tags that never occur are normal: E- and S- of some span
+        return None
     never = [name for index, name in enumerate(task.labels) if index not in seen]
     return f"no training example has the label{'s' * (len(never) > 1)} {', '.join(never)}" if never else None
 
