@@ -35,51 +35,42 @@ NAMES = {
 FINETUNING = {"optimizer.learning_rate": 5e-4, "optimizer.layerwise_decay": 1.0, "evaluation.interval_epochs": 1.0}
 
 
-def run(module: str, config: str, workdir: Path, settings: dict[str, Any], *flags: str) -> None:
-    """A command of ours, its output in a file beside `workdir`; ends this process if it fails or was stopped."""
+def run(module: str, config: str, workdir: Path, made: str, settings: dict[str, Any], *flags: str) -> Path:
+    """A command of ours, its output in a file beside `workdir`; what it `made` there. Ends this process without that."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
-    line = [
-        sys.executable,
-        "-m",
-        f"electra_jax.{module}",
-        f"--config={CONFIGS / config}",
-        f"--workdir={workdir}",
-        *flags,
-    ]
+    line = [sys.executable, "-m", f"electra_jax.{module}", f"--config={CONFIGS / config}", f"--workdir={workdir}"]
+    line += [*flags, *(f"--config.{name}={value}" for name, value in settings.items())]
     print("+", *line[2:], flush=True)
     with workdir.with_name(workdir.name + ".log").open("a") as log:
-        line += [f"--config.{name}={value}" for name, value in settings.items()]
         done = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT)
-    if done.returncode:
-        sys.exit(f"{log.name}: ended with status {done.returncode}")
+    if done.returncode or not (workdir / made).exists():
+        sys.exit(f"{log.name}: failed or was stopped; the same command goes on")
+    return workdir / made
 
 
 def pretrain(runs: Path, source: str, objective: str, seed: int, times: list[float]) -> Path:
-    """An encoder of the last of `times`: the shorter run's constant part goes on where that began to cool down."""
-    *shorter, here = times
-    workdir = runs / f"{objective}-{seed}-x{here:g}"
-    if (workdir / "finished").exists():
+    """An encoder of the last of `times`: its constant part goes on where that of the one before began to cool down."""
+    once = cli.load_config(str(CONFIGS / f"mini.py:{objective}"), []).train.num_train_steps
+    steps = [round(x * once) for x in times]
+    workdir, last = runs / f"{objective}-{seed}-x{times[-1]:g}", f"checkpoints/{steps[-1]}"
+    if (workdir / last).exists():
         return workdir
-    steps = {
-        x: round(x * cli.load_config(str(CONFIGS / f"mini.py:{objective}"), []).train.num_train_steps) for x in times
-    }
     branch = []
-    if shorter:
-        before = pretrain(runs, source, objective, seed, shorter)
-        if not (workdir / "checkpoints").exists():
-            branch = [f"--branch={before}@{steps[shorter[-1]] - steps[shorter[-1]] // 4}"]
-    settings = {"seed": seed, "data.source": source, "train.num_train_steps": steps[here]}
-    settings["optimizer.cooldown_steps"] = steps[here] // 4
-    run("train", f"mini.py:{objective}", workdir, settings, *branch)
-    (workdir / "finished").touch()
+    if len(times) > 1:
+        before = pretrain(runs, source, objective, seed, times[:-1])
+        branch = [] if (workdir / "checkpoints").exists() else [f"--branch={before}@{steps[-2] - steps[-2] // 4}"]
+    settings = {"seed": seed, "data.source": source, "train.num_train_steps": steps[-1]}
+    run(
+        "train", f"mini.py:{objective}", workdir, last, settings | {"optimizer.cooldown_steps": steps[-1] // 4}, *branch
+    )
     return workdir
 
 
 def finetune(encoder: Path, task: Path, epochs: float, seeds: int, workdir: Path, *flags: str) -> dict[str, Any]:
     """The metric's name and its value on the test set, a seed."""
     settings = FINETUNING | {"task.path": task, "train.epochs": epochs, "seeds": seeds, "max_restarts": 0}
-    run("finetune", "finetune/jsonl.py", workdir, settings, f"--init={encoder}", *flags)
-    found = json.loads((workdir / "results.json").read_text())
+    made = run("finetune", "finetune/jsonl.py", workdir, "results.json", settings, f"--init={encoder}", *flags)
+    found = json.loads(made.read_text())
     return {"metric": found["metric"], "scores": [round(value, 5) for value in found["values"]]}
 
 
@@ -112,13 +103,11 @@ def fill(args: argparse.Namespace) -> None:
         row = {"task": Path(folder).name, "objective": objective, "seed": seed, "times": x}
         if any(row.items() <= done.items() for done in read(args.results)):
             continue
+        flags = []
         if objective == "random":  # of an encoder only its sizes and vocabulary
-            encoder, flags = (
-                pretrain(runs, args.source, "masked_lm", args.seeds[0], [min(args.times)]),
-                ["--random_weights"],
-            )
+            encoder, flags = pretrain(runs, args.source, "masked_lm", seed, [min(args.times)]), ["--random_weights"]
         else:
-            encoder, flags = pretrain(runs, args.source, objective, seed, times), []
+            encoder = pretrain(runs, args.source, objective, seed, times)
             row["teraflop"] = round(teraflop(objective, x), 1)
         workdir = runs / f"{row['task']}.{objective}-{seed}-x{x:g}"
         found = finetune(encoder, Path(folder).absolute(), float(epochs), args.finetuning_seeds, workdir, *flags)
@@ -131,10 +120,8 @@ def difference(rows: list[dict], a: str, b: str) -> tuple[float, float] | None:
 
     Paired by pretraining seed, each the mean of its fine-tuning seeds: these are no independent draws of what pretraining gives.
     """
-    by_seed = [
-        {row["seed"]: statistics.fmean(row["scores"]) for row in at_most(rows) if row["objective"] == o} for o in (a, b)
-    ]
-    pairs = [by_seed[0][seed] - by_seed[1][seed] for seed in by_seed[0] if seed in by_seed[1]]
+    means = {(row["objective"], row["seed"]): statistics.fmean(row["scores"]) for row in at_most(rows)}
+    pairs = [mean - means[b, seed] for (name, seed), mean in means.items() if name == a and (b, seed) in means]
     if len(pairs) < 2:
         return None
     return statistics.fmean(pairs), stats.t.ppf(0.975, len(pairs) - 1) * statistics.stdev(pairs) / len(pairs) ** 0.5

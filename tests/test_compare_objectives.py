@@ -1,0 +1,59 @@
+"""The comparison of objectives: what is made of its results. The runs themselves take hours."""
+
+import json
+import statistics
+import subprocess
+import sys
+import xml.etree.ElementTree
+
+import pytest
+from scipy import stats
+
+import compare_objectives
+from conftest import ROOT, process_env
+
+DETECTION, MASKED_LM = [[0.80, 0.82], [0.79, 0.80], [0.83, 0.80]], [[0.78, 0.79], [0.80, 0.78], [0.79, 0.77]]
+
+
+def row(objective: str, seed: int, times: float, scores: list[float]) -> dict:
+    spent = {"teraflop": 90 * times} if times else {}
+    about = {"task": "x", "objective": objective, "seed": seed, "times": times, "metric": "accuracy"}
+    return about | spent | {"scores": scores}
+
+
+def rows() -> list[dict]:
+    """Three encoders of each objective, two with less compute, one that was not pretrained."""
+    longest = [row("tied", seed, 2.0, scores) for seed, scores in enumerate(DETECTION)]
+    longest += [row("masked_lm", seed, 2.0, scores) for seed, scores in enumerate(MASKED_LM)]
+    return [row("random", 0, 0.0, [0.7, 0.72]), *longest, row("tied", 0, 0.25, [0.1]), row("masked_lm", 0, 0.25, [0.9])]
+
+
+def test_the_interval_is_that_of_pairs_of_encoders_with_the_most_compute():
+    one, other = ([statistics.fmean(scores) for scores in found] for found in (DETECTION, MASKED_LM))
+    expected = stats.ttest_rel(one, other).confidence_interval(0.95)
+    mean, half = compare_objectives.difference(rows(), "tied", "masked_lm")
+    assert (mean - half, mean + half) == pytest.approx((expected.low, expected.high))
+    without_pair = [found for found in rows() if (found["objective"], found["seed"]) != ("masked_lm", 2)]
+    expected = stats.ttest_rel(one[:2], other[:2]).confidence_interval(0.95)
+    mean, half = compare_objectives.difference(without_pair, "tied", "masked_lm")
+    assert (mean - half, mean + half) == pytest.approx((expected.low, expected.high))
+    assert compare_objectives.difference(rows()[:3], "tied", "masked_lm") is None
+
+
+def test_a_line_of_the_table_and_the_picture(tmp_path):
+    line = compare_objectives.table(rows()).splitlines()[-1]
+    assert line.startswith("| x | accuracy | 0.710 ± 0.014 | 0.785 ± 0.010 | 0.807 ± 0.015 | +0.022 ± ")
+    compare_objectives.plot(rows(), tmp_path / "worth.svg")
+    assert xml.etree.ElementTree.parse(tmp_path / "worth.svg").getroot().tag.endswith("svg")
+
+
+def test_what_stands_in_the_results_is_not_run_again(tmp_path):
+    (tmp_path / "worth.jsonl").write_text("".join(json.dumps(found) + "\n" for found in rows()))
+    line = [sys.executable, str(ROOT / "tests/compare_objectives.py"), "--source=missing.jsonl", "--results=worth.jsonl"]
+    line += ["--tasks", "tasks/x=2", "--objectives", "random", "tied", "masked_lm"]
+    done = subprocess.run(line, cwd=tmp_path, env=process_env(), capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == compare_objectives.table(rows())
+    assert not (tmp_path / "runs").exists()
+    done = subprocess.run([*line, "separate"], cwd=tmp_path, env=process_env(), capture_output=True, text=True)
+    assert done.returncode == 1 and "+ electra_jax.train" in done.stdout
+    assert "separate-0-x2.log: failed or was stopped" in done.stderr
