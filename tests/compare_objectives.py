@@ -11,21 +11,25 @@ Without `--tasks` nothing is run. Ends with the table of `--results`, and with `
 import argparse
 import itertools
 import json
+import re
 import statistics
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from scipy import stats
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
 
 from electra_jax import cli
 from electra_jax.analysis.flops import step_flops
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NAMES = {
+    "counts": "word counts",
     "random": "random weights",
     "masked_lm": "masked LM",
     "tied": "replaced tokens, one encoder",
@@ -74,6 +78,45 @@ def finetune(encoder: Path, task: Path, epochs: float, seeds: int, workdir: Path
     return {"metric": found["metric"], "scores": [round(value, 5) for value in found["values"]]}
 
 
+def word_counts(task: Path) -> dict[str, Any]:
+    """What needs no network: TF-IDF of the first 128 words, the words two texts share, or the most frequent tag of a word."""
+    train, test = (read(task / f"{split}.jsonl") for split in ("train", "test"))
+    metric = json.loads((task / "info.json").read_text())["metric"]
+    if "tags" in train[0]:
+        tags = defaultdict(Counter)
+        for one in train:
+            for word, tag in zip(one["tokens"], one["tags"]):
+                tags[word][tag] += 1
+        common = sum(tags.values(), Counter())
+        right = [
+            tags.get(word, common).most_common(1)[0][0] == tag
+            for one in test
+            for word, tag in zip(one["tokens"], one["tags"])
+        ]
+        return {"metric": metric, "scores": [round(statistics.fmean(right), 5)]}
+    if "text_a" in train[0]:
+        inputs = [[[_shared(one["text_a"], one["text_b"])] for one in split] for split in (train, test)]
+    else:
+        vectors = TfidfVectorizer(sublinear_tf=True).fit(_beginning(one) for one in train)
+        inputs = [vectors.transform(map(_beginning, split)) for split in (train, test)]
+    model = Ridge() if metric == "spearman" else LogisticRegression(C=10, max_iter=1000)
+    said, right = (
+        model.fit(inputs[0], [one["label"] for one in train]).predict(inputs[1]),
+        [one["label"] for one in test],
+    )
+    score = stats.spearmanr(said, right).statistic if metric == "spearman" else (said == right).mean()
+    return {"metric": metric, "scores": [round(float(score), 5)]}
+
+
+def _beginning(one: dict[str, Any]) -> str:
+    return " ".join(one["text"].split()[:128])
+
+
+def _shared(a: str, b: str) -> float:
+    a, b = ({*re.findall(r"\w+", text.lower())} for text in (a, b))
+    return len(a & b) / max(1, len(a | b))
+
+
 def teraflop(objective: str, times: float) -> float:
     """Compute of pretraining, the generator's included."""
     config = cli.load_config(str(CONFIGS / f"mini.py:{objective}"), [])
@@ -87,10 +130,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 def encoders(args: argparse.Namespace) -> Iterator[tuple[str, int, list[float]]]:
     """Objective, seed of pretraining, compute: all shorter runs with the one that is meant, which is last."""
     times = sorted(args.times)
-    if "random" in args.objectives:
-        yield "random", 0, []
+    for objective in args.objectives:
+        if objective in ("counts", "random"):
+            yield objective, 0, []
     for seed, objective, count in itertools.product(args.seeds, args.objectives, range(len(times))):
-        if objective != "random":
+        if objective not in ("counts", "random"):
             yield objective, seed, times[: count + 1]
 
 
@@ -103,14 +147,16 @@ def fill(args: argparse.Namespace) -> None:
         row = {"task": Path(folder).name, "objective": objective, "seed": seed, "times": x}
         if any(row.items() <= done.items() for done in read(args.results)):
             continue
-        flags = []
-        if objective == "random":  # of an encoder only its sizes and vocabulary
-            encoder, flags = pretrain(runs, args.source, "masked_lm", seed, [min(args.times)]), ["--random_weights"]
+        task, workdir = Path(folder).absolute(), runs / f"{row['task']}.{objective}-{seed}-x{x:g}"
+        if objective == "counts":
+            found = word_counts(task)
+        elif objective == "random":  # of an encoder only its sizes and vocabulary
+            encoder = pretrain(runs, args.source, "masked_lm", seed, [min(args.times)])
+            found = finetune(encoder, task, float(epochs), args.finetuning_seeds, workdir, "--random_weights")
         else:
             encoder = pretrain(runs, args.source, objective, seed, times)
+            found = finetune(encoder, task, float(epochs), args.finetuning_seeds, workdir)
             row["teraflop"] = round(teraflop(objective, x), 1)
-        workdir = runs / f"{row['task']}.{objective}-{seed}-x{x:g}"
-        found = finetune(encoder, Path(folder).absolute(), float(epochs), args.finetuning_seeds, workdir, *flags)
         with args.results.open("a") as file:
             file.write(json.dumps(row | found) + "\n")
 
@@ -149,7 +195,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = [task, found[0]["metric"]]
         for name in shown:
             scores = [score for row in at_most(found) if row["objective"] == name for score in row["scores"]]
-            cells.append(f"{statistics.fmean(scores):.3f} ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else "")
+            spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
+            cells.append(f"{statistics.fmean(scores):.3f}{spread}" if scores else "")
         for name in ahead:
             pair = difference(found, name, "masked_lm")
             cells.append(f"{pair[0]:+.3f} ± {pair[1]:.3f}" if pair else "")
@@ -171,8 +218,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             for row in found:
                 if row["objective"] == name:
                     points[row.get("teraflop")].append(statistics.fmean(row["scores"]))
-            if name == "random" and points:
-                axes.axhline(statistics.fmean(points[None]), color="grey", linestyle="--", label=NAMES[name])
+            if None in points:  # no pretraining
+                style = {"counts": ":", "random": "--"}[name]
+                axes.axhline(statistics.fmean(points[None]), color="grey", linestyle=style, label=NAMES[name])
             elif points:
                 x = sorted(points)
                 axes.plot(x, [statistics.fmean(points[each]) for each in x], color=f"C{color}", label=NAMES[name])

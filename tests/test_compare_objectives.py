@@ -49,7 +49,12 @@ def test_a_line_of_the_table_and_the_picture(tmp_path):
 
 def test_what_stands_in_the_results_is_not_run_again(tmp_path):
     (tmp_path / "worth.jsonl").write_text("".join(json.dumps(found) + "\n" for found in rows()))
-    line = [sys.executable, str(ROOT / "tests/compare_objectives.py"), "--source=missing.jsonl", "--results=worth.jsonl"]
+    line = [
+        sys.executable,
+        str(ROOT / "tests/compare_objectives.py"),
+        "--source=missing.jsonl",
+        "--results=worth.jsonl",
+    ]
     line += ["--tasks", "tasks/x=2", "--objectives", "random", "tied", "masked_lm"]
     done = subprocess.run(line, cwd=tmp_path, env=process_env(), capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == compare_objectives.table(rows())
@@ -57,3 +62,25 @@ def test_what_stands_in_the_results_is_not_run_again(tmp_path):
     done = subprocess.run([*line, "separate"], cwd=tmp_path, env=process_env(), capture_output=True, text=True)
     assert done.returncode == 1 and "+ electra_jax.train" in done.stdout
     assert "separate-0-x2.log: failed or was stopped" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("metric", "train", "test", "score"),
+    [
+        # "bank" is NOUN twice of three times; a new word has the most frequent tag, NOUN.
+        ("accuracy", [{"tokens": ["bank", "bank", "bank", "to"], "tags": [0, 0, 1, 1]}, {"tokens": ["of"], "tags": [0]}],
+         [{"tokens": ["bank", "to", "new", "new"], "tags": [0, 1, 0, 1]}], 0.75),
+        ("accuracy", [{"text": text, "label": label} for text, label in (("good film", 1), ("bad film", 0)) for _ in range(9)],
+         [{"text": "a good one", "label": 1}, {"text": "a bad one", "label": 0}, {"text": "bad", "label": 1}], 2 / 3),
+        ("spearman", [{"text": text, "label": label} for text, label in (("good", 2.0), ("fair", 1.0), ("bad", 0.0))],
+         [{"text": "fair", "label": 0.0}, {"text": "good", "label": 1.0}, {"text": "bad", "label": 2.0}], -0.5),
+        ("accuracy", [{"text_a": "a b c", "text_b": b, "label": label} for b, label in (("c b", 1), ("d", 0)) for _ in range(9)],
+         [{"text_a": "e f", "text_b": "F e", "label": 1}, {"text_a": "a b c", "text_b": "e f", "label": 0}], 1.0),
+    ],
+    ids=["tags", "texts", "scores", "pairs"],
+)  # fmt: skip
+def test_what_counts_of_words_come_to(tmp_path, metric, train, test, score):
+    (tmp_path / "info.json").write_text(json.dumps({"metric": metric}))
+    for split, found in {"train": train, "test": test}.items():
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in found))
+    assert compare_objectives.word_counts(tmp_path) == {"metric": metric, "scores": [pytest.approx(score, abs=1e-5)]}
