@@ -1,6 +1,5 @@
 """Held-out figures of a checkpoint: `python -m electra_jax.evaluate --workdir=DIR`."""
 
-
 from electra_jax import cli, config_loading
 from electra_jax.data import build
 from electra_jax.data import tokenizer as tokenizer_lib

@@ -19,7 +19,8 @@ from electra_jax.tasks import results, seeds
 from electra_jax.tasks.config import FinetuneConfig
 from electra_jax.tasks.data import TaskData
 from electra_jax.tasks.encoder import Encoder
-from electra_jax.tasks.finetuning import Job, Stopped
+from electra_jax.tasks.finetuning import Stopped
+from electra_jax.tasks.job import Job
 
 
 def main(argv: list[str]) -> int:

@@ -21,7 +21,7 @@ from electra_jax.errors import UserError
 from electra_jax.tasks import config as task_config
 from electra_jax.tasks import data as loading
 from electra_jax.tasks import encoder, folder
-from electra_jax.tasks.finetuning import Job
+from electra_jax.tasks.job import Job
 from electra_jax.tasks.probe import Probe
 from runs import make_run
 from test_report import wandb_history

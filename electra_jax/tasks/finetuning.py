@@ -1,11 +1,10 @@
-"""One run of fine-tuning: the program that all seeds of a task share, and its way through the loop of pretraining."""
+"""One run of fine-tuning: a seed's way through the loop of pretraining."""
 
 import dataclasses
-import functools
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,39 +12,17 @@ import jax
 import numpy as np
 from etils import epath
 
-from electra_jax import config_loading, memory
+from electra_jax import config_loading
 from electra_jax.errors import RunFailed
 from electra_jax.models.electra import Params
 from electra_jax.reporting.health import Health
 from electra_jax.reporting.reporter import Reporter
 from electra_jax.reporting.writers import Console, JsonLines, is_evaluated, rows, writers_of
-from electra_jax.tasks import batches, kinds
-from electra_jax.tasks.config import FinetuneConfig, check_steps, resolve
-from electra_jax.tasks.data import TaskData
-from electra_jax.tasks.encoder import Encoder
-from electra_jax.tasks.examples import Example
-from electra_jax.tasks.kinds import Feature
-from electra_jax.tasks.model import FineTuning, predictor
-from electra_jax.tasks.of_kind import make_kind, module_of, predicting
+from electra_jax.tasks import batches
+from electra_jax.tasks.job import Job, Split
 from electra_jax.training import checkpoint, loop
 from electra_jax.training.checkpoint import Checkpoints, Saved
 from electra_jax.training.interrupts import Interrupts
-from electra_jax.training.setup import Program, mesh_of
-from electra_jax.training.state import INIT_STREAM, stream
-
-_SOME = 500
-
-
-class Split(NamedTuple):
-    """A split as it is predicted."""
-
-    name: str
-    examples: list[Example]
-    features: list[Feature]
-
-    @property
-    def is_labelled(self) -> bool:
-        return all(example.label is not None for example in self.examples)
 
 
 class Outcome(NamedTuple):
@@ -69,125 +46,14 @@ class Stopped(Exception):
         self.is_preempted = is_preempted
 
 
-class Job:
-    """A task, an encoder and everything that is made of both once: features, and compiled steps.
+def run(job: Job, seed: int, workdir: Path, interrupts: Interrupts) -> Outcome:
+    """Trains with one seed in a directory of its own; goes on from where it was stopped.
 
-    Attributes:
-      config: as given.
-      data: the task's examples.
-      kind: of the task.
-      train: features that are trained on.
-      splits: those that are predicted: the first validation split first.
+    Raises:
+      Stopped: after a signal.
+      RunFailed: where the loss or a gradient is not finite.
     """
-
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        data: TaskData,
-        encoder: Encoder,
-        say: Callable[[str], None],
-        is_silent: bool = False,
-    ):
-        """`say` takes lines of text; a silent job has no progress to show."""
-        self.is_silent = is_silent
-        self.config, self.data, self.encoder, self.say = config, data, encoder, say
-        kinds.check_model(data.task, encoder.model, encoder.name)
-        self.kind = make_kind(data.task, encoder.tokenizer)
-        kinds.check_metric(self.kind)
-        labelled = self.kind.training_examples([e for part in data.train.values() for e in part])
-        self.kind.fit(labelled)
-        self.train = self._features("train", labelled)
-        warnings = [
-            *data.warnings,
-            kinds.check_labels(data.task, labelled),
-            kinds.check_vocabulary(self.train, encoder.tokenizer, encoder.name),
-            kinds.check_lengths(self.train, encoder.trained_length, encoder.name),
-            check_steps(config, len(self.train)),
-        ]
-        self.splits = [
-            Split(name, examples, self._features(name, examples))
-            for part in (data.validation, data.test)
-            for name, examples in part.items()
-        ]
-        self.run_config = resolve(config, encoder.model, len(self.train))
-        mesh, dropout = mesh_of(self.run_config), config.model.classifier_dropout
-        self.program = Program(
-            self.run_config, FineTuning(data.task.kind, encoder.tokenizer.special.pad), encoder.tokenizer.vocab_size,
-            mesh, module_of(self.kind, dropout),
-        )  # fmt: skip
-        # Its attention kernel takes lengths of whole blocks.
-        multiple = 128 if self.program.model.attention == "pallas" else 1
-        self.lengths = batches.lengths_up_to(data.task.max_length, multiple)
-        if not self.validation and (config.evaluation.patience or config.evaluation.select == "best"):
-            warnings.append("there is no labelled validation set to choose by: the weights of the last step are kept")
-        for warning in filter(None, warnings):
-            say(f"WARNING: {warning}")
-        self.train_step = memory.settled(self.program.train_step)
-        self._predict = predictor(self.program, predicting(encoder.model, self.kind))
-        self._pretrained = encoder.params and encoder.params(mesh)
-        self._fresh = jax.jit(self.program.architecture.init)
-
-    def _features(self, name: str, examples: Sequence[Example]) -> list[Feature]:
-        found = self.kind.features(examples)
-        if self.kind.num_cut:
-            self.say(f"{self.kind.num_cut:,} of {len(examples):,} texts of {name} are cut: {self.kind.limit}")
-        return found
-
-    @property
-    def metric(self) -> str:
-        """What is chosen by and reported."""
-        return self.data.task.metric
-
-    @functools.cached_property
-    def validation(self) -> Split | None:
-        """The labelled split that is chosen by."""
-        return next((s for s in self.splits if s.name in self.data.validation and s.is_labelled), None)
-
-    @functools.cached_property
-    def judged(self) -> Split:
-        """What tells a collapsed run: the validation set, or without one some of the training set."""
-        if self.validation:
-            return self.validation
-        every = [example for part in self.data.train.values() for example in part]
-        some = every[:: math.ceil(len(every) / _SOME)]
-        return Split("train", some, self.kind.features(some))
-
-    def initial(self, seed: int) -> Params:
-        """The pretrained weights with a fresh head, or all fresh."""
-        params = self._fresh(stream(seed, INIT_STREAM))
-        return params if self._pretrained is None else {**self._pretrained, "head": params["head"]}
-
-    def start_from(self, params: Params) -> None:
-        """Lets the runs that follow begin with these weights of an encoder."""
-        self._pretrained = params
-
-    def outputs(
-        self, params: Params, features: Sequence[Feature], is_cut_short: Callable[[], bool] = lambda: False
-    ) -> list[np.ndarray] | None:
-        """What the head says of each feature, for its own tokens; None where it was cut short."""
-        size = self.program.evaluation_batch_size
-
-        def logits(*inputs: np.ndarray) -> jax.Array:
-            return self._predict(params, *self.program.place(inputs, size))
-
-        pad = self.kind.tokenizer.special.pad
-        return batches.outputs(logits, features, size, self.lengths, pad, is_cut_short)
-
-    def predictions(self, split: Split, outputs: Sequence[np.ndarray]) -> list[Any]:
-        """What a model, or the average of several, says of a split; a threshold is chosen anew where it is for that."""
-        found = self.kind.predictions(split.examples, split.features, outputs)
-        if split is self.validation:
-            self.kind.tune(split.examples, found)
-        return found
-
-    def run(self, seed: int, workdir: Path, interrupts: Interrupts) -> Outcome:
-        """Trains with one seed in a directory of its own; goes on from where it was stopped.
-
-        Raises:
-          Stopped: after a signal.
-          RunFailed: where the loss or a gradient is not finite.
-        """
-        return _Run(self, seed, workdir, interrupts).run()
+    return _Run(job, seed, workdir, interrupts).run()
 
 
 class _Run:

@@ -8,11 +8,12 @@ import jax
 from electra_jax.config import ProbeConfig
 from electra_jax.errors import RunFailed, UserError
 from electra_jax.models.electra import Params
-from electra_jax.tasks import data, results
+from electra_jax.tasks import data, finetuning, results
 from electra_jax.tasks import encoder as encoders
 from electra_jax.tasks.config import FinetuneConfig
 from electra_jax.tasks.encoder import Encoder
-from electra_jax.tasks.finetuning import Job, Stopped
+from electra_jax.tasks.finetuning import Stopped
+from electra_jax.tasks.job import Job
 from electra_jax.training.interrupts import Interrupts
 
 
@@ -41,7 +42,7 @@ class Probe:
         job.start_from(encoders.parts(params))
         shutil.rmtree(self._scratch, ignore_errors=True)  # a run that was killed may have left one of other weights
         try:
-            outcome = job.run(job.config.seed, self._scratch, interrupts)
+            outcome = finetuning.run(job, job.config.seed, self._scratch, interrupts)
         except Stopped:
             return None
         except RunFailed as failure:  # no reason to end the run that is probed

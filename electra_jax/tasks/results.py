@@ -11,7 +11,8 @@ import numpy as np
 
 from electra_jax import storage
 from electra_jax.tasks import folder
-from electra_jax.tasks.finetuning import Job, Outcome, Split
+from electra_jax.tasks.finetuning import Outcome
+from electra_jax.tasks.job import Job, Split
 from electra_jax.tasks.question_answering import QuestionAnswering
 
 

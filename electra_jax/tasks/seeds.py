@@ -8,8 +8,8 @@ from typing import Any
 
 from electra_jax import config_loading, config_values, storage
 from electra_jax.errors import RunFailed, UserError
-from electra_jax.tasks import results
-from electra_jax.tasks.finetuning import Job
+from electra_jax.tasks import finetuning, results
+from electra_jax.tasks.job import Job
 from electra_jax.tasks.results import SeedResult
 from electra_jax.training.interrupts import Interrupts
 
@@ -60,7 +60,7 @@ def _one(job: Job, seed: int, workdir: Path, interrupts: Interrupts, say: Callab
     if found is not None:
         return found
     workdir.mkdir(parents=True, exist_ok=True)
-    outcome = job.run(seed, workdir, interrupts)
+    outcome = finetuning.run(job, seed, workdir, interrupts)
     found = results.save(workdir, job, outcome)
     for scratch in ("checkpoints", "best"):
         shutil.rmtree(workdir / scratch, ignore_errors=True)
