@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from electra_jax.config import Config
+from electra_jax.config import TrainConfig
 from electra_jax.errors import UserError
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process_id", type=int, metavar="I", help="from 0 on")
 
 
-def join(args: argparse.Namespace, config: Config) -> None:
+def join(args: argparse.Namespace, config: TrainConfig) -> None:
     """Joins the processes of the run, where there are several. To be called before anything touches a device.
 
     Raises:
@@ -55,7 +55,7 @@ def join(args: argparse.Namespace, config: Config) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     where = args.coordinator or "the coordinator that the environment names"
     failure = f"this process could not join the others at {where}"
-    timeout = config.train.join_timeout
+    timeout = config.join_timeout
     # Where nobody answers, JAX would end the process with a dump of its own, after its own time-out.
     in_time = threading.Timer(timeout, _give_up, [f"{failure} within config.train.join_timeout={timeout} s"])
     in_time.daemon = True
@@ -66,7 +66,7 @@ def join(args: argparse.Namespace, config: Config) -> None:
             args.num_processes,
             args.process_id,
             initialization_timeout=timeout + 60,
-            heartbeat_timeout_seconds=config.train.heartbeat_timeout,
+            heartbeat_timeout_seconds=config.heartbeat_timeout,
             shutdown_timeout_seconds=60,
         )
         count, index = jax.process_count(), jax.process_index()

@@ -6,11 +6,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import filelock
 from etils import epath
 
-from electra_jax import cli, memory, storage
-from electra_jax.errors import UserError
+from electra_jax import cli, distributed, memory, storage
+from electra_jax.config import TrainConfig
 from electra_jax.reporting import report
 from electra_jax.reporting.writers import require_wandb
 from electra_jax.tasks import data as task_data
@@ -21,6 +20,7 @@ from electra_jax.tasks.data import TaskData
 from electra_jax.tasks.encoder import Encoder
 from electra_jax.tasks.finetuning import Stopped
 from electra_jax.tasks.job import Job
+from electra_jax.workdir import locked
 
 
 def main(argv: list[str]) -> int:
@@ -40,41 +40,41 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--workdir", metavar="DIR", help="where everything about the runs goes (default: runs/finetune-CONFIG-TASK)"
     )
+    distributed.add_arguments(parser)
     args, overrides = cli.parse(parser, argv)
     config = cli.load_finetune_config(args.config, overrides)
-    require_wandb(config.reporting.wandb_project)
-    encoder = encoders.load(args.init)
-    encoder = encoder.fresh() if args.random_weights else encoder
     workdir = cli.local_path("--workdir", args.workdir or f"runs/finetune-{_name(args.config, config)}").absolute()
     memory.set_up()
     cli.use_compilation_cache(workdir.parent / "compilation_cache")
+    distributed.join(args, TrainConfig())
+    wandb_project = config.reporting.wandb_project if distributed.is_first() else ""
+    distributed.together(lambda: require_wandb(wandb_project), "Weights & Biases")
+    encoder = distributed.together(lambda: encoders.load(args.init), "reading --init")
+    encoder = encoder.fresh() if args.random_weights else encoder
     signal.signal(signal.SIGTERM, cli.end_before_first_step)
     try:
         if config.suite:
             return _suite(args.config, config.suite, overrides, encoder, workdir)
-        found = _task(config, task_data.load(config.task), encoder, workdir)
+        data = distributed.together(lambda: task_data.load(config.task), "reading the task")
+        found = _task(config, data, encoder, workdir)
     except Stopped as stop:
         print(f"{'preempted' if stop.is_preempted else 'stopped'} {stop}", flush=True)
         return 0 if stop.is_preempted else 130
-    print(results.last_line(found, found["metric"]), flush=True)
+    distributed.say(results.last_line(found, found["metric"]))
     return 0
 
 
 def _task(config: FinetuneConfig, data: TaskData, encoder: Encoder, workdir: Path) -> dict[str, Any]:
-    job = Job(config, data, encoder, _say)
-    cli.make_directory("--workdir", workdir)
-    try:
-        with filelock.FileLock(workdir / ".lock", timeout=0):
-            counts = ", ".join(f"{split.name} {len(split.examples):,}" for split in job.splits)
-            _say(f"{data.task.kind} from {encoder.name}: train {len(job.train):,} features, {counts}")
-            try:
-                return seeds.run(job, workdir, _say)
-            finally:
-                report.try_write(epath.Path(workdir), _say)
-    except filelock.Timeout:
-        raise UserError(
-            f"--workdir={workdir}: another run is at work there; wait for it, or use another directory"
-        ) from None
+    distributed.check_same(data.digest, "the task")
+    job = Job(config, data, encoder, distributed.say)
+    with locked(epath.Path(workdir)):
+        counts = ", ".join(f"{split.name} {len(split.examples):,}" for split in job.splits)
+        distributed.say(f"{data.task.kind} from {encoder.name}: train {len(job.train):,} features, {counts}")
+        try:
+            return seeds.run(job, workdir, distributed.say)
+        finally:
+            if distributed.is_first():
+                report.try_write(epath.Path(workdir), distributed.say)
 
 
 def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder, workdir: Path) -> int:
@@ -82,15 +82,15 @@ def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder,
     file, found = path.rpartition(":")[0], []
     # All before the first: a mistake in the last shows now.
     configs = [cli.load_finetune_config(f"{file}:{word}", overrides) for word in words]
-    data = [task_data.load(config.task) for config in configs]
+    data = distributed.together(lambda: [task_data.load(config.task) for config in configs], "reading the tasks")
     for word, config in zip(words, configs, strict=True):
-        _say(f"== {word}")
+        distributed.say(f"== {word}")
         found.append((word, config, _task(config, data.pop(0), encoder, workdir / word)))
-    print(f"{'task':8} {'metric':18} {'mean':>8} {'median':>8} {'deviation':>10} {'published':>10}")
+    distributed.say(f"{'task':8} {'metric':18} {'mean':>8} {'median':>8} {'deviation':>10} {'published':>10}")
     for word, config, one in found:
         shown = [f"{100 * one[name]:.1f}" for name in ("mean", "median", "standard_deviation")]
         published = f"{config.task.published:.1f}" if config.task.published else "-"
-        print(f"{word:8} {one['metric']:18} {shown[0]:>8} {shown[1]:>8} {shown[2]:>10} {published:>10}")
+        distributed.say(f"{word:8} {one['metric']:18} {shown[0]:>8} {shown[1]:>8} {shown[2]:>10} {published:>10}")
     scores = [100 * one["median"] for *_, one in found]
     published = [config.task.published for _, config, _ in found]
     total = {"average": statistics.fmean(scores), "tasks": {word: one for word, _, one in found}}
@@ -103,8 +103,9 @@ def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder,
     if all(published):
         total["published"] = statistics.fmean(published)
         line += f"; published {total['published']:.2f}, {total['average'] - total['published']:+.2f} here"
-    storage.write(workdir / "results.json", json.dumps(total, indent=1) + "\n")
-    print(line, flush=True)
+    if distributed.is_first():
+        storage.write(workdir / "results.json", json.dumps(total, indent=1) + "\n")
+    distributed.say(line)
     return 0
 
 
@@ -112,10 +113,6 @@ def _name(path: str, config: FinetuneConfig) -> str:
     file, _, word = path.rpartition(":") if ".py:" in path else (path, "", "")
     task = word or Path(config.task.path.removeprefix("tfds:")).name
     return "-".join(part.replace("/", "-").replace(",", "-") for part in (Path(file).stem, task) if part)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

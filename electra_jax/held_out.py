@@ -1,7 +1,6 @@
 """What a run is judged by while it trains: held-out figures, verdicts to look at, a task that it is probed with."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from etils import epath
 
@@ -54,4 +53,4 @@ def _probe(setup: Setup, prepared: Prepared, workdir: epath.Path) -> Callable | 
     named = encoder.Encoder(
         str(workdir), setup.config.model, prepared.tokenizer, setup.config.data.max_seq_length, None
     )
-    return probe.Probe(config, task, named, Path(workdir) / "probe")
+    return distributed.together(lambda: probe.Probe(task, named, workdir / "probe"), "the probe")

@@ -1,24 +1,20 @@
 """Pretrains ELECTRA: `python -m electra_jax.train --config=configs/small.py`."""
 
-import contextlib
 import hashlib
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
 import jax
 from etils import epath
 
-from electra_jax import cli, config_loading, distributed, memory, resume, storage
+from electra_jax import cli, config_loading, distributed, memory, resume
 from electra_jax.analysis.flops import step_flops
 from electra_jax.analysis.hardware import peak_flops
 from electra_jax.config import Config
 from electra_jax.data import build
 from electra_jax.data import tokenizer as tokenizer_lib
-from electra_jax.errors import UserError
 from electra_jax.failure import explain_failure
 from electra_jax.held_out import Evaluator
 from electra_jax.inputs import Inputs
@@ -32,6 +28,7 @@ from electra_jax.training.checkpoint import Checkpoints, Saved
 from electra_jax.training.interrupts import Interrupts
 from electra_jax.training.optimizer import cooldown_start
 from electra_jax.training.setup import Setup, mesh_of
+from electra_jax.workdir import locked
 
 
 def main(argv: list[str]) -> int:
@@ -52,30 +49,10 @@ def main(argv: list[str]) -> int:
     workdir = cli.directory("--workdir", args.workdir or f"runs/{Path(args.config).stem}")
     memory.set_up()
     cli.use_compilation_cache(workdir.parent / "compilation_cache")
-    distributed.join(args, config)
+    distributed.join(args, config.train)
     signal.signal(signal.SIGTERM, cli.end_before_first_step)
-    with _locked(workdir):
+    with locked(workdir):
         return train(config, workdir, init=args.init, branch=args.branch)
-
-
-@contextlib.contextmanager
-def _locked(workdir: epath.Path) -> Iterator[None]:
-    """Makes the work directory, and keeps other runs out of it; a bucket knows no locks."""
-    distributed.first_then_others(lambda: cli.make_directory("--workdir", workdir), "--workdir")
-    distributed.check_shared("--workdir", workdir)
-    lock = filelock.FileLock(workdir / ".lock", timeout=0)
-    held = distributed.is_first() and not storage.is_remote(workdir)
-    error = None
-    try:
-        if held:
-            lock.acquire()
-    except filelock.Timeout:
-        error = UserError(f"--workdir={workdir}: another run is training there; wait for it, or use another directory")
-    distributed.agree(error, "--workdir")
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def train(config: Config, workdir: epath.Path, init: str | None = None, branch: str | None = None) -> int:

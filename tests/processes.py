@@ -23,7 +23,7 @@ def make_place(folder: Path, corpus_file: Path) -> Path:
 class Group:
     """The processes of a run, four devices in all; each writes to a log of its own."""
 
-    def __init__(self, place: Path, workdir: str | list[str], count: int, *overrides: str):
+    def __init__(self, place: Path, workdir: str | list[str], count: int, *overrides: str, module: str = "train"):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -34,7 +34,8 @@ class Group:
         self.logs, self.processes, self.workdir = [], [], place / workdirs[0]
         for index in range(count):
             flags = [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={index}"]
-            command = [sys.executable, "-m", "electra_jax.train", "--config=small.py", f"--workdir={workdirs[index]}"]
+            command = [sys.executable, "-m", f"electra_jax.{module}", f"--workdir={workdirs[index]}"]
+            command += [] if any(one.startswith("--config=") for one in overrides) else ["--config=small.py"]
             log = place / f"{workdirs[0]}-{port}-{index}.log"
             with log.open("w") as file:
                 self.processes.append(

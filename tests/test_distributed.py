@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
+import task_data
 from conftest import process_env
 from electra_jax.training import checkpoint
 from processes import LONG, MESH, Group, make_place
@@ -68,6 +70,35 @@ def test_from_four_to_two_to_one(place, four):
     for row in rows:
         assert row == pytest.approx(by_step[row["step"]], rel=2e-3, abs=2e-5)
         assert row["replaced_share"] == by_step[row["step"]]["replaced_share"]
+
+
+def test_two_processes_are_probed_and_fine_tune(place):
+    """A probe in the run, fine-tuning of its checkpoint by two processes and by one: the same."""
+    data = task_data.make(place / "task", "classification")
+    (place / "task.py").write_text(
+        "import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict({\n"
+        "        'max_restarts': 0, 'task': {'max_length': 32}, 'train': {'epochs': 12.0},\n"
+        "        'optimizer': {'learning_rate': 3e-3, 'layerwise_decay': 1.0},\n"
+        "        'evaluation': {'select': 'best'}, 'mesh': {'fsdp': 2}, 'reporting': {'interval_steps': 1},\n    })\n"
+    )
+    flags = ["--config.probe.config=task.py", f"--config.probe.path={data}", "--config.probe.interval_steps=10"]
+    probed = Group(place, "probed", 2, *MESH, "--config.train.num_train_steps=10", *flags)
+    assert probed.wait() == [0, 0], probed.texts()
+    (found,) = (row["eval/probe_accuracy"] for row in metrics(probed.workdir) if "eval/probe_accuracy" in row)
+    assert not (probed.workdir / "probe").exists()
+    tune = ["--config=task.py", f"--config.task.path={data}", "--init=probed@10"]
+    several = [Group(place, name, count, *tune, module="finetune") for name, count in (("tuned2", 2), ("tuned1", 1))]
+    for group in several:
+        assert group.wait() == [0] * len(group.processes), group.texts()
+    two, one = (json.loads((group.workdir / "results.json").read_text()) for group in several)
+    assert found > 0.9 and two["values"] == one["values"] == [pytest.approx(found, abs=0.03)]
+    losses = [[row["loss"] for row in metrics(group.workdir / "seed-0") if "loss" in row] for group in several]
+    assert losses[0][:10] == pytest.approx(losses[1][:10], rel=1e-2) and losses[0][-1] < 0.9 * losses[0][0], losses
+    weights = [safetensors.numpy.load_file(group.workdir / "model" / "model.safetensors") for group in several]
+    for name, value in weights[0].items():
+        np.testing.assert_allclose(value, weights[1][name], atol=2e-2)
+    texts = several[0].texts()
+    assert "test accuracy" in texts[0] and "accuracy" not in texts[1]  # only process 0 reports
 
 
 def test_work_directories_that_are_not_shared(place):

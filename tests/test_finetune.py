@@ -11,12 +11,12 @@ import time
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 import task_data
 from conftest import ROOT, process_env, run_module
 from electra_jax import predict
 from electra_jax.cli import load_finetune_config
-from electra_jax.config import ProbeConfig
 from electra_jax.errors import UserError
 from electra_jax.tasks import config as task_config
 from electra_jax.tasks import data as loading
@@ -469,7 +469,7 @@ def test_a_probe_needs_something_to_report(place, tmp_path):
     task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n % 2} for n in range(8)])
     config = task_config.from_dict({"task": {"path": str(tmp_path), "max_length": 32}})
     with pytest.raises(UserError, match="no labelled test or validation set to report figures of"):
-        Probe(ProbeConfig(), config, encoder.load(str(place / "pretrained")), tmp_path / "scratch")
+        Probe(config, encoder.load(str(place / "pretrained")), epath.Path(tmp_path / "scratch"))
 
 
 @pytest.mark.slow

@@ -49,6 +49,7 @@ COMMANDS = {path.stem for path in PACKAGE.glob("*.py")} - {
     "inputs",
     "resume",
     "storage",
+    "workdir",
 }
 
 

@@ -5,14 +5,12 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from etils import epath
 
-from electra_jax import config_loading
+from electra_jax import config_loading, distributed
 from electra_jax.errors import RunFailed
 from electra_jax.models.electra import Params
 from electra_jax.reporting.health import Health
@@ -46,8 +44,10 @@ class Stopped(Exception):
         self.is_preempted = is_preempted
 
 
-def run(job: Job, seed: int, workdir: Path, interrupts: Interrupts) -> Outcome:
+def run(job: Job, seed: int, workdir: epath.Path, interrupts: Interrupts) -> Outcome:
     """Trains with one seed in a directory of its own; goes on from where it was stopped.
+
+    Of several processes each does the same, on its part of the devices; the directory is shared, process 0 reports.
 
     Raises:
       Stopped: after a signal.
@@ -59,7 +59,7 @@ def run(job: Job, seed: int, workdir: Path, interrupts: Interrupts) -> Outcome:
 class _Run:
     """The way of one seed."""
 
-    def __init__(self, job: Job, seed: int, workdir: Path, interrupts: Interrupts):
+    def __init__(self, job: Job, seed: int, workdir: epath.Path, interrupts: Interrupts):
         self._job, self._seed, self._workdir, self._interrupts = job, seed, workdir, interrupts
         self._config = dataclasses.replace(job.run_config, seed=seed)
         self._validation = job.validation
@@ -69,7 +69,7 @@ class _Run:
 
     def run(self) -> Outcome:
         job, begin = self._job, time.perf_counter()
-        place = epath.Path(self._workdir) / "checkpoints"
+        place = self._workdir / "checkpoints"
         steps, program = checkpoint.saved_steps(place), job.program
         if steps:
             origin = checkpoint.Origin(place, steps[-1])
@@ -80,7 +80,7 @@ class _Run:
         self._replay(start.step)
         # A signal may have cut short the evaluation at the step where the run stands.
         is_due = bool(self._validation) and loop.is_evaluation_step(start.step, self._config)
-        is_due = is_due and not is_evaluated(epath.Path(self._workdir) / "metrics.jsonl", start.step)
+        is_due = is_due and not is_evaluated(self._workdir / "metrics.jsonl", start.step)
         checkpoints = Checkpoints(place, self._config.checkpoint)
         reporter = self._reporter(start.step)
         tokenizer = job.kind.tokenizer.to_json()
@@ -104,7 +104,7 @@ class _Run:
             raise Stopped(f"{where}; the same command goes on from there", end == loop.End.PREEMPTED)
         params, step = state.params, position.step
         if self._keeps_best and self._best_step:
-            params = checkpoint.restore_weights(epath.Path(self._workdir / "best"), program.abstract.params)
+            params = checkpoint.restore_weights(self._workdir / "best", program.abstract.params)
             step = self._best_step
         return self._outcome(params, step, time.perf_counter() - begin)
 
@@ -119,8 +119,8 @@ class _Run:
         judged = job.judged
         said = predictions[judged.name] if self._validation else job.predictions(judged, self._outputs(params, judged))
         is_collapsed = job.kind.is_collapsed(judged.examples, said)
-        host = jax.tree.map(np.asarray, params)
-        return Outcome(self._seed, step, seconds, figures, is_collapsed, host, job.kind.settings(), outputs)
+        host, settings = job.on_host(params), job.kind.settings()
+        return Outcome(self._seed, step, seconds, figures, is_collapsed, host, settings, outputs)
 
     def _outputs(self, params: Params, split: Split) -> list[np.ndarray]:
         found = self._job.outputs(params, split.features, self._is_stopped)
@@ -134,7 +134,7 @@ class _Run:
         made = batches.training(
             job.train, size, job.lengths, job.kind.tokenizer.special.pad, job.kind.by_token, self._seed, step
         )
-        return job.program.place(made, size)
+        return job.place(made, size)
 
     def _evaluate(self, params: Params, step: int) -> Mapping[str, float] | None:
         job, split = self._job, self._validation
@@ -144,7 +144,7 @@ class _Run:
         figures = job.kind.figures(split.examples, job.predictions(split, outputs))
         if self._note(step, figures[job.metric]) and self._keeps_best:
             # Before the figures are written down: whoever finds those finds the weights.
-            checkpoint.save_weights(epath.Path(self._workdir / "best"), params)
+            checkpoint.save_weights(self._workdir / "best", params)
         return figures
 
     def _note(self, step: int, value: float) -> bool:
@@ -157,7 +157,7 @@ class _Run:
 
     def _replay(self, step: int) -> None:
         """What was found out before the run was stopped."""
-        for row in rows(epath.Path(self._workdir) / "metrics.jsonl"):
+        for row in rows(self._workdir / "metrics.jsonl"):
             value = row.get(f"eval/{self._job.metric}")
             if row["step"] <= step and value is not None:
                 self._note(row["step"], value)
@@ -169,18 +169,17 @@ class _Run:
         return bool(self._patience) and self._since >= self._patience
 
     def _reporter(self, step: int) -> Reporter:
-        workdir, total = epath.Path(self._workdir), self._config.train.num_train_steps
-        size = self._config.train.batch_size
-        if self._job.is_silent:
-            writers = [JsonLines(workdir / "metrics.jsonl", step)]
-        else:
+        total, size, writers = self._config.train.num_train_steps, self._config.train.batch_size, []
+        if self._job.is_silent and distributed.is_first():
+            writers = [JsonLines(self._workdir / "metrics.jsonl", step)]
+        elif distributed.is_first():
             settings = config_loading.to_dict(self._job.config) | {"seed": self._seed, "init": self._job.encoder.name}
-            writers = writers_of(workdir, step, self._job.config.reporting.wandb_project, settings)
+            writers = writers_of(self._workdir, step, self._job.config.reporting.wandb_project, settings)
 
         def throughput(step: int, seconds: float) -> dict[str, float]:
             del step
             return {"examples_per_second": size / seconds}
 
         interval = self._config.reporting.interval_steps
-        console = Console(total, step, is_silent=self._job.is_silent)
+        console = Console(total, step, is_silent=self._job.is_silent or not distributed.is_first())
         return Reporter(console, writers, Health(0, total), interval, throughput, total)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from electra_jax.tasks.examples import Example
 from electra_jax.tasks.kinds import Feature
 from electra_jax.tasks.model import FineTuning, predictor
 from electra_jax.tasks.of_kind import make_kind, module_of, predicting
+from electra_jax.training.partitioning import replicated
 from electra_jax.training.setup import Program, mesh_of
 from electra_jax.training.state import INIT_STREAM, stream
 
@@ -92,7 +93,11 @@ class Job:
         self.train_step = memory.settled(self.program.train_step)
         self._predict = predictor(self.program, predicting(encoder.model, self.kind))
         self._pretrained = encoder.params and encoder.params(mesh)
-        self._fresh = jax.jit(self.program.architecture.init)
+        self._fresh = jax.jit(
+            lambda seed: self.program.architecture.init(stream(seed, INIT_STREAM)),
+            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.program.abstract.params),
+        )
+        self._gathered = jax.jit(lambda params: params, out_shardings=replicated(mesh))
 
     def _features(self, name: str, examples: Sequence[Example]) -> list[Feature]:
         found = self.kind.features(examples)
@@ -121,12 +126,21 @@ class Job:
 
     def initial(self, seed: int) -> Params:
         """The pretrained weights with a fresh head, or all fresh."""
-        params = self._fresh(stream(seed, INIT_STREAM))
+        params = self._fresh(np.uint32(seed))
         return params if self._pretrained is None else {**self._pretrained, "head": params["head"]}
 
     def start_from(self, params: Params) -> None:
         """Lets the runs that follow begin with these weights of an encoder."""
         self._pretrained = params
+
+    def place(self, batches: Iterable[Any], batch_size: int) -> Iterator[Any]:
+        """Batches, which every process makes whole, as global arrays on the mesh."""
+        rows = self.program.rows(batch_size)
+        return self.program.place((jax.tree.map(lambda x: x[rows], one) for one in batches), batch_size)
+
+    def on_host(self, params: Params) -> Params:
+        """All of the parameters as NumPy arrays, on every process."""
+        return jax.tree.map(np.asarray, self._gathered(params))
 
     def outputs(
         self, params: Params, features: Sequence[Feature], is_cut_short: Callable[[], bool] = lambda: False
@@ -135,7 +149,7 @@ class Job:
         size = self.program.evaluation_batch_size
 
         def logits(*inputs: np.ndarray) -> jax.Array:
-            return self._predict(params, *self.program.place(inputs, size))
+            return self._predict(params, *next(self.place([inputs], size)))
 
         pad = self.kind.tokenizer.special.pad
         return batches.outputs(logits, features, size, self.lengths, pad, is_cut_short)

@@ -1,11 +1,8 @@
 """What an encoder is worth while it is still pretrained: a fine-tuning every so many steps."""
 
-import shutil
-from pathlib import Path
+from etils import epath
 
-import jax
-
-from electra_jax.config import ProbeConfig
+from electra_jax import distributed
 from electra_jax.errors import RunFailed, UserError
 from electra_jax.models.electra import Params
 from electra_jax.tasks import data, finetuning, results
@@ -20,10 +17,8 @@ from electra_jax.training.interrupts import Interrupts
 class Probe:
     """A task, read once, whose fine-tuning begins anew with the weights of each call."""
 
-    def __init__(self, settings: ProbeConfig, config: FinetuneConfig, encoder: Encoder, scratch: Path):
+    def __init__(self, config: FinetuneConfig, encoder: Encoder, scratch: epath.Path):
         """`encoder` names what is pretrained; its weights are not looked at. `scratch` is removed again."""
-        if jax.process_count() > 1:
-            raise UserError(f"config.probe.config={settings.config}: a run of several processes cannot be probed")
         self._scratch = scratch
         self._job = Job(config, data.load(config.task), encoder.fresh(), lambda text: None, is_silent=True)
         if results.reported_split(self._job) is None:
@@ -40,15 +35,19 @@ class Probe:
         """
         job = self._job
         job.start_from(encoders.parts(params))
-        shutil.rmtree(self._scratch, ignore_errors=True)  # a run that was killed may have left one of other weights
+        distributed.first_then_others(self._clear, "the probe")  # of what a run that was killed may have left
         try:
             outcome = finetuning.run(job, job.config.seed, self._scratch, interrupts)
         except Stopped:
             return None
         except RunFailed as failure:  # no reason to end the run that is probed
-            print(f"WARNING: the probe gave nothing: {failure}", flush=True)
+            distributed.say(f"WARNING: the probe gave nothing: {failure}")
             return {}
         finally:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._clear()
         split = results.reported_split(job)
         return {f"probe_{job.metric}": outcome.figures[split.name][job.metric]}
+
+    def _clear(self) -> None:
+        if distributed.is_first() and self._scratch.exists():
+            self._scratch.rmtree()

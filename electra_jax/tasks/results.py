@@ -28,7 +28,12 @@ class SeedResult(NamedTuple):
     outputs: dict[str, list[np.ndarray]]
 
 
-def save(workdir: Path, job: Job, outcome: Outcome) -> SeedResult:
+def of(outcome: Outcome) -> SeedResult:
+    """All but the parameters."""
+    return SeedResult(*(getattr(outcome, name) for name in SeedResult._fields))
+
+
+def save(workdir: Path, job: Job, outcome: Outcome) -> None:
     """Writes a seed's model, outputs and figures; the last of them, `result.json`, says that it is complete."""
     about = {"seed": outcome.seed, "step": outcome.step, "metric": job.metric, "figures": outcome.figures}
     folder.write(workdir / "model", outcome.params, job.encoder.model, job.kind, about | {"from": job.encoder.name})
@@ -36,9 +41,9 @@ def save(workdir: Path, job: Job, outcome: Outcome) -> SeedResult:
     arrays = {split: np.concatenate(found) for split, found in rows.items()}
     sizes = {f"{split}/rows": np.asarray([len(output) for output in found]) for split, found in rows.items()}
     np.savez_compressed(workdir / "outputs.npz", **arrays, **sizes)
-    kept = {name: getattr(outcome, name) for name in ("seed", "step", "seconds", "figures", "is_collapsed", "settings")}
+    kept = of(outcome)._asdict()
+    del kept["outputs"]
     storage.write(workdir / "result.json", json.dumps(kept, indent=1) + "\n")
-    return SeedResult(**kept, outputs=outcome.outputs)
 
 
 def load(workdir: Path, job: Job) -> SeedResult | None:

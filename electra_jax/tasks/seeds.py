@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from electra_jax import config_loading, config_values, storage
+from etils import epath
+
+from electra_jax import config_loading, config_values, distributed, storage
 from electra_jax.errors import RunFailed, UserError
 from electra_jax.tasks import finetuning, results
 from electra_jax.tasks.job import Job
@@ -26,7 +28,7 @@ def run(job: Job, workdir: Path, say: Callable[[str], None]) -> dict[str, Any]:
       UserError: where `workdir` holds another task's or configuration's runs.
       tasks.finetuning.Stopped: after a signal.
     """
-    _check_same(job, workdir)
+    distributed.first_then_others(lambda: _check_same(job, workdir), "--workdir")
     config, done, collapsed = job.config, [], []
     following, restarts = config.seed + config.seeds, 0
     with Interrupts(job.program.mesh, config.train.hang_timeout) as interrupts:
@@ -60,16 +62,17 @@ def _one(job: Job, seed: int, workdir: Path, interrupts: Interrupts, say: Callab
     if found is not None:
         return found
     workdir.mkdir(parents=True, exist_ok=True)
-    outcome = finetuning.run(job, seed, workdir, interrupts)
-    found = results.save(workdir, job, outcome)
-    for scratch in ("checkpoints", "best"):
-        shutil.rmtree(workdir / scratch, ignore_errors=True)
+    outcome = finetuning.run(job, seed, epath.Path(workdir), interrupts)
+    if distributed.is_first():
+        results.save(workdir, job, outcome)
+        for scratch in ("checkpoints", "best"):
+            shutil.rmtree(workdir / scratch, ignore_errors=True)
     shown = "; ".join(
         f"{split} " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         for split, figures in outcome.figures.items()
     )
     say(f"seed {seed}, step {outcome.step}, {outcome.seconds:.0f} s: {shown}")
-    return found
+    return results.of(outcome)
 
 
 def _finish(
@@ -80,6 +83,8 @@ def _finish(
         setattr(job.kind, name, value)
     outputs = results.average(job, done)
     found = results.combine(job, done, collapsed, outputs)
+    if not distributed.is_first():
+        return found
     for path in results.write_predictions(workdir, job, outputs):
         say(f"wrote {path}")
     if (workdir / "model").exists():
@@ -108,8 +113,9 @@ def _check_same(job: Job, workdir: Path) -> None:
                     f"{workdir} holds runs with {name}={before.get(name)!r}, now {after.get(name)!r}: put it back, or use "
                     "another --workdir"
                 )
-    workdir.mkdir(parents=True, exist_ok=True)
-    storage.write(file, text + "\n")
+    if distributed.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        storage.write(file, text + "\n")
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
