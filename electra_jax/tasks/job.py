@@ -133,10 +133,10 @@ class Job:
         """Lets the runs that follow begin with these weights of an encoder."""
         self._pretrained = params
 
-    def place(self, batches: Iterable[Any], batch_size: int) -> Iterator[Any]:
+    def place(self, whole: Iterable[Any], batch_size: int) -> Iterator[Any]:
         """Batches, which every process makes whole, as global arrays on the mesh."""
         rows = self.program.rows(batch_size)
-        return self.program.place((jax.tree.map(lambda x: x[rows], one) for one in batches), batch_size)
+        return self.program.place((jax.tree.map(lambda x: x[rows], batch) for batch in whole), batch_size)
 
     def on_host(self, params: Params) -> Params:
         """All of the parameters as NumPy arrays, on every process."""
