@@ -310,6 +310,7 @@ BAD = [
     (["--init=pretrained", "--config.task.metric=f2"], "config.task.metric='f2' cannot work"),
     (["--init=pretrained", "--config.task.path="], "config.task.path='' cannot work"),
     (["--init=pretrained", "--config.train.batch_size=0"], "config.train.batch_size=0 cannot work"),
+    (["--init=pretrained", "--config.seed=-1"], "config.seed=-1 cannot work"),
 ]
 
 

@@ -139,6 +139,7 @@ def _checks(config: FinetuneConfig) -> Iterator[Check]:
     for name in ("doc_stride", "max_query_length", "max_answer_length", "n_best"):
         yield getattr(task, name) >= 1, f"task.{name}", "1 or more"
     yield len({*task.labels}) == len(task.labels), "task.labels", "different names"
+    yield 0 <= config.seed < 2**31, "seed", "a number from 0 to 2147483647"
     yield config.seeds >= 1, "seeds", "1 or more"
     yield config.max_restarts >= 0, "max_restarts", "0 or more"
     yield config.train.epochs > 0, "train.epochs", "a number above 0"
