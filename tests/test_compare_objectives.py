@@ -2,15 +2,12 @@
 
 import json
 import statistics
-import subprocess
-import sys
 import xml.etree.ElementTree
 
 import pytest
 from scipy import stats
 
 import compare_objectives
-from conftest import ROOT, process_env
 
 DETECTION, MASKED_LM = [[0.80, 0.82], [0.79, 0.80], [0.83, 0.80]], [[0.78, 0.79], [0.80, 0.78], [0.79, 0.77]]
 
@@ -47,21 +44,26 @@ def test_a_line_of_the_table_and_the_picture(tmp_path):
     assert xml.etree.ElementTree.parse(tmp_path / "worth.svg").getroot().tag.endswith("svg")
 
 
-def test_what_stands_in_the_results_is_not_run_again(tmp_path):
+def test_what_stands_in_the_results_is_not_run_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     (tmp_path / "worth.jsonl").write_text("".join(json.dumps(found) + "\n" for found in rows()))
     line = [
-        sys.executable,
-        str(ROOT / "tests/compare_objectives.py"),
         "--source=missing.jsonl",
         "--results=worth.jsonl",
+        "--tasks",
+        "tasks/x=2",
+        "--objectives",
+        "random",
+        "tied",
+        "masked_lm",
     ]
-    line += ["--tasks", "tasks/x=2", "--objectives", "random", "tied", "masked_lm"]
-    done = subprocess.run(line, cwd=tmp_path, env=process_env(), capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == compare_objectives.table(rows())
+    compare_objectives.main(line)
+    assert capsys.readouterr().out == compare_objectives.table(rows())
     assert not (tmp_path / "runs").exists()
-    done = subprocess.run([*line, "separate"], cwd=tmp_path, env=process_env(), capture_output=True, text=True)
-    assert done.returncode == 1 and "+ electra_jax.train" in done.stdout
-    assert "separate-0-x2.log: failed or was stopped" in done.stderr
+    with pytest.raises(SystemExit, match="separate-0-x2.log: failed or was stopped"):
+        compare_objectives.main([*line, "separate"])
+    assert "+ electra_jax.train" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
