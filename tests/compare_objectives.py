@@ -188,7 +188,9 @@ def by_task(rows: list[dict]) -> dict[str, list[dict]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line a task, means at the most compute, and how far detection is ahead of masked LM."""
     shown = [name for name in NAMES if any(row["objective"] == name for row in rows)]
-    ahead = [name for name in ("tied", "separate") if name in shown]
+    ahead = [
+        o for o in ("tied", "separate") if any(difference(found, o, "masked_lm") for found in by_task(rows).values())
+    ]
     heads = ["task", "metric", *(NAMES[name] for name in shown), *(f"{name} ahead by" for name in ahead)]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for task, found in by_task(rows).items():

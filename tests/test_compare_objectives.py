@@ -1,6 +1,8 @@
 """The comparison of objectives: what is made of its results. The runs themselves take hours."""
 
+import io
 import json
+import re
 import statistics
 import xml.etree.ElementTree
 
@@ -8,6 +10,8 @@ import pytest
 from scipy import stats
 
 import compare_objectives
+from conftest import ROOT, embedded_documents
+from test_readme import TEXT, marked
 
 DETECTION, MASKED_LM = [[0.80, 0.82], [0.79, 0.80], [0.83, 0.80]], [[0.78, 0.79], [0.80, 0.78], [0.79, 0.77]]
 
@@ -86,3 +90,17 @@ def test_what_counts_of_words_come_to(tmp_path, metric, train, test, score):
     for split, found in {"train": train, "test": test}.items():
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in found))
     assert compare_objectives.word_counts(tmp_path) == {"metric": metric, "scores": [pytest.approx(score, abs=1e-5)]}
+
+
+def test_the_table_in_the_readme_is_that_of_the_results():
+    golden = compare_objectives.read(ROOT / "tests/golden_objectives.jsonl")
+    assert marked("worth").search(TEXT).group(0) == compare_objectives.table(golden) + "\n"
+
+
+def test_the_pieces_of_a_text_are_all_of_it(monkeypatch, capsys):
+    texts = embedded_documents(200)
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(json.dumps({"text": text}) + "\n" for text in texts)))
+    exec(re.search(r"```python\n(# pieces.py.*?)```", TEXT, re.S).group(1), {})
+    pieces = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    assert " ".join(pieces).split() == " ".join(texts).split() and len(pieces) > len(texts)
+    assert max(len(re.findall(r"[.!?]\s", piece)) for piece in pieces) == 7
