@@ -144,11 +144,11 @@ def test_a_tpu_without_a_cluster_is_one_process():
     code = """
 import argparse
 from electra_jax import distributed
-from electra_jax.config import Config
+from electra_jax.config import TrainConfig
 distributed._is_on_tpu = lambda: True
 parser = argparse.ArgumentParser()
 distributed.add_arguments(parser)
-distributed.join(parser.parse_args([]), Config())
+distributed.join(parser.parse_args([]), TrainConfig())
 print(distributed.is_first())
 """
     done = subprocess.run([sys.executable, "-c", code], env=process_env(), capture_output=True, text=True, timeout=120)
