@@ -92,12 +92,12 @@ def output_file(text: str) -> Path:
     return path
 
 
-def end_before_first_step(*_: Any) -> NoReturn:
-    """A handler of SIGTERM while nothing is there yet to be saved.
+def end_at_once(*_: Any) -> NoReturn:
+    """A handler of SIGTERM while nothing is to be saved: before the first step, and between the runs of several seeds.
 
     The other processes of a run, where they got no signal, end with this one's heartbeat.
     """
-    print("preempted before its first step; the same command begins again", flush=True)
+    print("preempted with nothing to be saved; the same command goes on", flush=True)
     os._exit(0)
 
 

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     distributed.together(lambda: require_wandb(wandb_project), "Weights & Biases")
     encoder = distributed.together(lambda: encoders.load(args.init), "reading --init")
     encoder = encoder.fresh() if args.random_weights else encoder
-    signal.signal(signal.SIGTERM, cli.end_before_first_step)
+    signal.signal(signal.SIGTERM, cli.end_at_once)
     try:
         if config.suite:
             return _suite(args.config, config.suite, overrides, encoder, workdir)

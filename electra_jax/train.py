@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     memory.set_up()
     cli.use_compilation_cache(workdir.parent / "compilation_cache")
     distributed.join(args, config.train)
-    signal.signal(signal.SIGTERM, cli.end_before_first_step)
+    signal.signal(signal.SIGTERM, cli.end_at_once)
     with locked(workdir):
         return train(config, workdir, init=args.init, branch=args.branch)
 

@@ -124,7 +124,10 @@ def teraflop(objective: str, times: float) -> float:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:  # by its own lines: a text may hold other separators
+        return [json.loads(line) for line in file]
 
 
 def encoders(args: argparse.Namespace) -> Iterator[tuple[str, int, list[float]]]:

@@ -488,6 +488,85 @@ def test_columns_without_tags_are_words_to_be_tagged(tmp_path):
         load(tmp_path, kind="tagging")
 
 
+def test_a_sentence_without_anything_in_its_column_is_tagged_where_others_have_something(tmp_path):
+    def word(form, feats):
+        return f"1\t{form}\t_\tX\t_\t{feats}\t_\t_\t_\t_\n"
+
+    (tmp_path / "train.conllu").write_text(word("Oh", "_") + "\n" + word("dogs", "Number=Plur"))
+    (tmp_path / "test.conllu").write_text(word("Ah", "_") + "\n" + word("cats", "_"))
+    found = load(tmp_path, kind="tagging", label="feats")
+    assert [e.label for e in found.train["train"]] == [(1,), (0,)] and found.task.labels == ("Number=Plur", "_")
+    assert [e.label for e in found.test["test"]] == [None, None]  # of nothing but _: to be tagged
+
+
+def test_columns_are_split_at_tabs_or_else_at_spaces(tmp_path):
+    """Other white space belongs to words: French writes numbers with it."""
+    lines = ("10\u00a0000\tNUM\tB-X", "New York\tPROPN\tO", "", "10\u00a0000  NUM B-X", "a X O", "\u3000 P O")
+    (tmp_path / "train.conll").write_text("\n".join(lines))
+    one, other = load(tmp_path, kind="tagging").train["train"]
+    assert one.words == ("10\u00a0000", "New York") and other.words == ("10\u00a0000", "a", "\u3000")
+    assert load(tmp_path, kind="tagging", label="1").task.labels == ("NUM", "P", "PROPN", "X")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("train.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": ""}\n', 'jsonl:2: the label must be a name or .*not ""'),
+        ("train.jsonl", '{"text": "a", "label": ["0", "1"]}\n', r'jsonl:1: the label must be a name or .*not \["0", "1"\]'),
+        ("train.jsonl", '{"text": "a", "label": {"0": 1}}\n', "jsonl:1: the label must be a name or a number, not {"),
+        ("train.jsonl", '{"tokens": ["a", "b"], "tags": ["O", null]}\n', "jsonl:1: a tag must be a name or a number, not null"),
+        ("train.tsv", "text\tlabel\ngood\t1\nmeh\t\n", 'tsv:3: the label must be a name or a number, not ""'),
+        ("train.jsonl", '{"text": "a", "label": ' + "9" * 5000 + "}\n", "jsonl:1 cannot be read as JSON"),
+        ("train.jsonl", "[" * 100_000 + "\n", "jsonl:1 cannot be read as JSON"),
+    ],
+)  # fmt: skip
+def test_what_is_no_label_is_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)
+
+
+def test_an_empty_column_throughout_a_test_set_is_no_label(tmp_path):
+    (tmp_path / "train.tsv").write_text("text\tlabel\na\t0\nb\t1\n")
+    (tmp_path / "test.tsv").write_text("text\tlabel\nc\t\nd\t\n")
+    assert [e.label for e in load(tmp_path).test["test"]] == [None, None]
+
+
+def test_names_of_columns_that_are_read_as_an_example_are_said(tmp_path):
+    rows = "".join(f"good {n}\t{n % 2}\n" for n in range(10))
+    (tmp_path / "train.tsv").write_text("review\tscore\n" + rows)
+    (warning,) = load(tmp_path, text="0", label="1").warnings
+    assert "train.tsv:1 alone has the label 'score'; if that line is the columns' names" in warning
+    assert load(tmp_path, text="review", label="score").warnings == ()
+    (tmp_path / "train.tsv").write_text(rows)
+    assert load(tmp_path, text="0", label="1").warnings == ()
+
+
+def test_answers_that_are_none_or_kept_back(tmp_path):
+    def rows(*answers):
+        one = {"question": "Who?", "context": "The fox."}
+        return "".join(json.dumps(one | {"answers": each}) + "\n" for each in answers)
+
+    fox, none = {"text": ["fox"], "answer_start": [4]}, {"text": [], "answer_start": []}
+    for empty in ([{"text": "", "answer_start": -1}], {"text": [""], "answer_start": [0]}, none, []):
+        (tmp_path / "train.jsonl").write_text(rows(fox, empty))
+        (tmp_path / "test.jsonl").write_text(rows(empty, empty))
+        found = load(tmp_path)
+        assert [e.label for e in found.train["train"]] == [(Answer("fox", 4),), ()]
+        assert [e.label for e in found.test["test"]] == [(), ()]
+    # Where all questions have answers, a test set of none has its answers elsewhere.
+    (tmp_path / "train.jsonl").write_text(rows(fox, fox))
+    (tmp_path / "validation.jsonl").write_text(rows(fox))
+    found = load(tmp_path)
+    assert [e.label for e in found.test["test"]] == [None, None] and found.validation["validation"][0].label
+
+
+def test_a_context_without_a_token_is_refused():
+    kind = answering()
+    with pytest.raises(UserError, match=r"f:3: the context is empty: no token is in '\\u200b"):
+        kind.features([Example("f:3", "", ("Who?", "\u200b\u200b"))])
+
+
 def test_what_is_no_text_is_named(tmp_path):
     for line, message in (
         ('{"text": "a", "id": "\\ud800", "label": 1}', "train.jsonl:1: id holds half of a character"),
@@ -696,7 +775,7 @@ def test_a_vocabulary_of_another_script_is_refused():
 def test_every_example_once_an_epoch_in_batches_of_a_length():
     sizes = RNG.integers(3, 120, 203)
     lengths = batches.lengths_up_to(120)
-    assert lengths == (32, 64, 120) and batches.lengths_up_to(512, 128) == (128, 256, 512)
+    assert lengths == (32, 64, 120)
     for rng in (None, np.random.default_rng(1)):
         planned = batches.plan(sizes, 16, lengths, rng)
         assert len(planned) == 13 and sorted(len(p.features) for p in planned) == [11] + [16] * 12
@@ -709,6 +788,28 @@ def test_every_example_once_an_epoch_in_batches_of_a_length():
     assert not all(
         len(a.features) == len(b.features) and (a.features == b.features).all() for a, b in zip(other, planned)
     )
+
+
+def test_lengths_are_those_that_need_the_fewest_padding_tokens():
+    def tokens(lengths):
+        return np.asarray(lengths)[np.searchsorted(lengths, sizes)].sum()
+
+    sizes = np.minimum(RNG.geometric(1 / 25, 5000) + 2, 117)
+    found = batches.lengths_of(sizes, 128, 400)
+    assert 3 <= len(found) <= 7 and found[-1] == 128 and all(length % 8 == 0 for length in found)
+    least = [
+        min(tokens((*some, 120)) for some in itertools.combinations(range(8, 120, 8), count))
+        for count in range(len(found))
+    ]
+    assert tokens(found) == least[len(found) - 2]  # the last is for what is longer than all of these
+    assert least[len(found) - 2] <= 0.95 * least[len(found) - 3]
+    assert len(found) == 7 or least[len(found) - 1] > 0.95 * least[len(found) - 2]
+    assert tokens(found) < 0.9 * tokens(batches.lengths_up_to(128))
+
+    assert batches.lengths_of(sizes, 128, 63) == (120, 128)  # too few batches for more
+    assert batches.lengths_of(np.full(5000, 40), 128, 400) == (40, 128)  # no use
+    assert batches.lengths_of(np.full(5000, 126), 126, 400) == (126,)
+    assert batches.lengths_of(np.arange(5000) % 500 + 1, 512, 400, 128) == (128, 256, 384, 512)
 
 
 def test_batches_from_a_step_on_are_those_of_the_whole_run():

@@ -10,6 +10,8 @@ from electra_jax.tasks.kinds import Feature
 from electra_jax.tasks.model import Batch
 
 _SHORTEST = 32
+# Each length is a program to compile: at most so many, each for so many batches and such a share of their tokens.
+_MOST_LENGTHS, _BATCHES_OF_LENGTH, _LEAST_SAVED = 6, 64, 0.05
 
 
 class Planned(NamedTuple):
@@ -19,13 +21,37 @@ class Planned(NamedTuple):
     features: np.ndarray  # their numbers, at most as many as the batch has rows
 
 
-def lengths_up_to(max_length: int, multiple: int = 1) -> tuple[int, ...]:
-    """The lengths that batches have, each compiled for once: doubling, then `max_length`; multiples of `multiple`."""
-    found, length = [], max(_SHORTEST, multiple)
+def lengths_up_to(max_length: int) -> tuple[int, ...]:
+    """The lengths that batches of whatever comes have, each compiled for once: doubling, then `max_length`."""
+    found, length = [], _SHORTEST
     while length < max_length:
         found.append(length)
         length *= 2
     return (*found, max_length)
+
+
+def lengths_of(sizes: np.ndarray, max_length: int, num_batches: float, multiple: int = 8) -> tuple[int, ...]:
+    """The lengths that batches of these features have: of so many lengths, those that need the fewest [PAD].
+
+    Args:
+      sizes: `[N]`, tokens of each feature.
+      max_length: of any feature; the last, should these be shorter.
+      num_batches: that will be made of them, in all.
+      multiple: lengths are multiples of it, but for `max_length`.
+    """
+    ends = np.unique(np.minimum(-(-sizes // multiple) * multiple, max_length))
+    within = np.searchsorted(np.sort(sizes), ends, side="right")  # features that a length holds
+    # Of n lengths, the last of them ends[j]: the tokens of the batches, and which they are.
+    cost, chosen = ends * within.astype(float), [(int(end),) for end in ends]
+    for _ in range(min(_MOST_LENGTHS - 1, int(num_batches / _BATCHES_OF_LENGTH))):
+        longer = cost[:, None] + ends * (within - within[:, None])
+        longer[np.tri(len(ends), dtype=bool)] = np.inf  # lengths ascend
+        if longer[:, -1].min() > (1 - _LEAST_SAVED) * cost[-1]:
+            break
+        chosen = [(*chosen[before], int(end)) for before, end in zip(longer.argmin(0), ends)]
+        cost = longer.min(0)
+    found = chosen[-1]
+    return found if found[-1] == max_length else (*found, max_length)
 
 
 def plan(
@@ -96,7 +122,7 @@ def outputs(
       batch_size, lengths, pad: of the batches.
       is_cut_short: asked before each batch; where it says so, the result is None.
     """
-    sizes = _sizes(features)
+    sizes = sizes_of(features)
     found: list[Any] = [None] * len(features)
     for planned in plan(sizes, batch_size, lengths):
         if is_cut_short():
@@ -118,7 +144,8 @@ def _inputs(planned: Planned, features: Sequence[Feature], batch_size: int, pad:
     return ids, types
 
 
-def _sizes(features: Sequence[Feature]) -> np.ndarray:
+def sizes_of(features: Sequence[Feature]) -> np.ndarray:
+    """Tokens of each, `[N]`."""
     return np.asarray([len(feature.input_ids) for feature in features])
 
 
@@ -132,7 +159,7 @@ def training(
     step: int,
 ) -> Iterator[Batch]:
     """Batches of a run of `seed` from `step` on, without end; each epoch in an order of its own."""
-    sizes = _sizes(features)
+    sizes = sizes_of(features)
     per_epoch = math.ceil(len(features) / batch_size)
     while True:
         epoch, first = divmod(step, per_epoch)

@@ -72,6 +72,8 @@ def load(task: TaskConfig) -> TaskData:
     if not {*map(str, of_training)} & _NONE:
         rows["test"] = {split: _without_placeholders(task, found) for split, found in rows["test"].items()}
     given = _given(task, source, rows, of_training)
+    if of_training and (header := _header(task, rows["train"], of_training)):
+        warnings.append(header)
     task = task if given is None else dataclasses.replace(task, labels=given.predicted)
     parts = {
         name: {
@@ -80,6 +82,11 @@ def load(task: TaskConfig) -> TaskData:
         }
         for name, part in rows.items()
     }
+    if task.kind == "question_answering" and all(e.label for found in parts["train"].values() for e in found):
+        # Where every question has an answer, a split of none is one whose answers are kept from us.
+        for split, found in parts["test"].items():
+            if not any(example.label for example in found):
+                parts["test"][split] = [example._replace(label=None) for example in found]
     for split, found in parts["test"].items():
         missing = sum(example.label is None for example in found)
         if 0 < missing < len(found):
@@ -106,8 +113,8 @@ def _read(
     return [row for row in found if not row.broken]
 
 
-# What stands for a label that is not there, throughout a split: TFDS's integers and floats, Hugging Face's.
-_NONE = {"-1", "-1.0"}
+# What stands for a label that is not there, throughout a split: TFDS's integers and floats, Hugging Face's, an empty column.
+_NONE = {"-1", "-1.0", ""}
 
 
 def _without_placeholders(task: TaskConfig, found: list[Row]) -> list[Row]:
@@ -134,12 +141,24 @@ def _given(
     return Labels(names, numbered or labels.are_indices(names, of_training), task.tags == "bioes")
 
 
+def _header(task: TaskConfig, training: dict[str, list[Row]], of_training: list[Any]) -> str | None:
+    """A warning where the first line of a table, whose columns go by number, seems to be their names."""
+    first, label = next(iter(training.values()))[0], of_training[0]
+    is_numbered = task.kind == "classification" and not task.labels and all(map(str.isdecimal, first.values))
+    if not is_numbered or of_training.count(label) > 1 or len(of_training) < 3:
+        return None
+    return (
+        f"{first.where} alone has the label {label!r}; if that line is the columns' names, set config.task.text and "
+        "config.task.label to names of these"
+    )
+
+
 def _labels(task: TaskConfig, part: dict[str, list[Row]]) -> Iterable[Any]:
     """Labels, or tags; what has none is passed over."""
     for row in itertools.chain.from_iterable(part.values()):
         if task.kind == "tagging":
             yield from examples.tags(task, row, False) or ()
-        elif task.kind != "question_answering" and (label := row.values.get(row.named(task.label))) is not None:
+        elif task.kind != "question_answering" and (label := examples.given_label(task, row, False)) is not None:
             yield label
 
 

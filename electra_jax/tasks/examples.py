@@ -60,7 +60,7 @@ def example(
     texts = tuple(text(row, name) for name in (task.text, task.text_pair) if name)
     if not any(one.strip() for one in texts):
         raise UserError(f"{row.where}: the text is empty")
-    label = _optional(row, task.label, needs_label) if takes_label else None
+    label = given_label(task, row, needs_label) if takes_label else None
     if label is not None:
         label = _number(row, label) if given is None else given.index(label, row.where)
     return Example(row.where, identity, texts, label=label)
@@ -91,7 +91,9 @@ def _question(row: Row, identity: str, takes_label: bool, needs_label: bool) -> 
     try:
         if isinstance(given, dict):  # as in Hugging Face's and TFDS's sets
             given = [{"text": t, "answer_start": s} for t, s in zip(given["text"], given["answer_start"], strict=True)]
-        answers = tuple(Answer(str(answer["text"]), int(answer["answer_start"])) for answer in given)
+        answers = tuple(
+            Answer(str(answer["text"]), int(answer["answer_start"])) for answer in given if answer["text"] != ""
+        )
     except (TypeError, KeyError, ValueError):
         raise UserError(
             f"{row.where}: answers must be a list of {{text, answer_start}}, not {str(given)[:80]!r}"
@@ -131,7 +133,23 @@ def tags(task: TaskConfig, row: Row, is_needed: bool) -> Sequence[Any] | None:
     found = _optional(row, task.label if is_named else "tags", is_needed)
     if found is not None and not isinstance(found, (list, tuple)):
         raise UserError(f"{row.where}: the tags must be a list, one a word, not {str(found)[:60]!r}")
+    for tag in found or ():
+        _check_label(row, "a tag", tag)
     return found
+
+
+def given_label(task: TaskConfig, row: Row, is_needed: bool) -> Any:
+    """The label of a text as it is given; raises `UserError` where it can be none, or is not there though needed."""
+    found = _optional(row, task.label, is_needed)
+    if found is not None:
+        _check_label(row, "the label", found)
+    return found
+
+
+def _check_label(row: Row, what: str, label: Any) -> None:
+    if label is None or isinstance(label, (list, tuple, dict)) or not str(label).strip():
+        shown = json.dumps(label, default=str)[:60]
+        raise UserError(f"{row.where}: {what} must be a name or a number, not {shown}")
 
 
 def _number(row: Row, label: Any) -> float:

@@ -47,10 +47,11 @@ def write(folder: Path, params: Params, model: ModelConfig, kind: Kind, about: d
 
 def _origin(name: str) -> str:
     """The encoder's name without the folders of the machine it was on: `runs/french, step 3,000`."""
-    run, at, step = name.partition("/checkpoints/")
-    short = "/".join(Path(run).parts[-2:])
-    step, comma, more = step.partition(",")
-    return f"{short}, step {int(step):,}{comma}{more}" if at else short
+    place, comma, more = name.partition(",")
+    run, at, step = place.rpartition("/checkpoints/")
+    is_step = bool(at) and step.isdecimal()
+    short = "/".join(Path(run if is_step else place).parts[-2:])
+    return short + (f", step {int(step):,}" if is_step else "") + comma + more
 
 
 _PIPELINES = {

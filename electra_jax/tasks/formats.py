@@ -156,6 +156,8 @@ def _json_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
             values = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{where} is no JSON ({error.msg} at character {error.pos})") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
+            raise UserError(f"{where} cannot be read as JSON ({error})") from None
         if not isinstance(values, dict):
             raise UserError(f"{where} holds a JSON {type(values).__name__}, not an object with the example's fields")
         yield Row(where, number, values)
@@ -188,23 +190,38 @@ def _tsv(lines: Iterable[str], name: str, task: TaskConfig) -> Iterator[Row]:
 
 
 def _sentences(lines: Iterable[str], name: str, kind: str, column: str) -> Iterator[Row]:
+    found = list(_tagged(lines, name, kind, column))
+    # A word may have nothing there; a file in which no word has anything is of sentences to be tagged.
+    is_bare = kind == "conllu" and all(tag == "_" for _, _, tags in found for tag in tags)
+    for number, (where, words, tags) in enumerate(found):
+        has_tags = not is_bare and None not in tags
+        yield Row(where, number, {"tokens": words, **({"tags": tags} if has_tags else {})})
+
+
+def _tagged(
+    lines: Iterable[str], name: str, kind: str, column: str
+) -> Iterator[tuple[str, list[str], list[str | None]]]:
+    """Where a sentence begins, its words, and what stands in their column; None where there is none."""
     words: list[str] = []
     tags: list[str | None] = []
-    begin, number = 1, 0
+    begin = 1
     for line_number, line in enumerate([*lines, ""], 1):
         line = line.rstrip("\r\n")
-        if line.strip() and not words:
+        is_blank = not line.strip(" \t")  # other white space may be a word, or in one
+        if not is_blank and not words:
             begin = line_number
-        if not line.strip():
+        if is_blank:
             if words:
-                has_tags = None not in tags if kind == "conll" else any(tag != "_" for tag in tags)
-                yield Row(f"{name}:{begin}", number, {"tokens": words, **({"tags": tags} if has_tags else {})})
-                number += 1
+                yield f"{name}:{begin}", words, tags
             words, tags = [], []
             continue
         if line.startswith("-DOCSTART-") or (kind == "conllu" and line.startswith("#")):
             continue
-        cells = line.split("\t") if kind == "conllu" else line.split()
+        cells = line.split("\t")
+        if kind == "conll":
+            cells = [
+                cell for cell in (one.strip(" ") for one in (cells if len(cells) > 1 else line.split(" "))) if cell
+            ]
         if kind == "conllu":
             if len(cells) != len(_CONLLU):
                 raise UserError(f"{name}:{line_number} has {len(cells)} columns; CoNLL-U has {len(_CONLLU)}")
@@ -243,7 +260,7 @@ def _squad(lines: Iterable[str], name: str) -> Iterator[Row]:
                     number += 1
     except json.JSONDecodeError as error:
         raise UserError(f"{name}:{error.lineno} is no JSON ({error.msg})") from None
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{name}, after {number:,} questions: not SQuAD's form, data > paragraphs > qas ({error!r})"
         ) from None

@@ -45,6 +45,7 @@ class Job:
       data: the task's examples.
       kind: of the task.
       train: features that are trained on.
+      lengths: of the batches they are trained on in.
       splits: those that are predicted: the first validation split first.
     """
 
@@ -83,9 +84,11 @@ class Job:
             self.run_config, FineTuning(data.task.kind, encoder.tokenizer.special.pad), encoder.tokenizer.vocab_size,
             mesh, module_of(self.kind, dropout),
         )  # fmt: skip
-        # Its attention kernel takes lengths of whole blocks.
-        multiple = 128 if self.program.model.attention == "pallas" else 1
-        self.lengths = batches.lengths_up_to(data.task.max_length, multiple)
+        self.lengths = self._lengths(self.train, self.run_config.train.num_train_steps)
+        predicted = [feature for split in self.splits for feature in split.features] or self.train
+        times = config.train.epochs / config.evaluation.interval_epochs
+        batches_once = len(predicted) / self.program.evaluation_batch_size
+        self._lengths_of_predictions = self._lengths(predicted, times * batches_once)
         if not self.validation and (config.evaluation.patience or config.evaluation.select == "best"):
             warnings.append("there is no labelled validation set to choose by: the weights of the last step are kept")
         for warning in filter(None, warnings):
@@ -104,6 +107,11 @@ class Job:
         if self.kind.num_cut:
             self.say(f"{self.kind.num_cut:,} of {len(examples):,} texts of {name} are cut: {self.kind.limit}")
         return found
+
+    def _lengths(self, features: Sequence[Feature], num_batches: float) -> tuple[int, ...]:
+        # The attention kernel takes lengths of whole blocks.
+        multiple = 128 if self.program.model.attention == "pallas" else 8
+        return batches.lengths_of(batches.sizes_of(features), self.data.task.max_length, num_batches, multiple)
 
     @property
     def metric(self) -> str:
@@ -152,7 +160,7 @@ class Job:
             return self._predict(params, *next(self.place([inputs], size)))
 
         pad = self.kind.tokenizer.special.pad
-        return batches.outputs(logits, features, size, self.lengths, pad, is_cut_short)
+        return batches.outputs(logits, features, size, self._lengths_of_predictions, pad, is_cut_short)
 
     def predictions(self, split: Split, outputs: Sequence[np.ndarray]) -> list[Any]:
         """What a model, or the average of several, says of a split; a threshold is chosen anew where it is for that."""

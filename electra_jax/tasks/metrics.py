@@ -24,11 +24,11 @@ def macro_f1(expected: np.ndarray, predicted: np.ndarray) -> float:
 
 def matthews(expected: np.ndarray, predicted: np.ndarray) -> float:
     """Matthews' correlation for any number of labels (Gorodkin, 2004); 0 where either is constant."""
-    labels = np.union1d(expected, predicted)
-    one, two = (np.equal.outer(values, labels).astype(np.float64) for values in (expected, predicted))
-    one, two = one - one.mean(0), two - two.mean(0)
-    scale = np.sqrt(np.square(one).sum() * np.square(two).sum())
-    return float((one * two).sum() / scale) if scale else 0.0
+    labels, places = np.unique(np.concatenate([expected, predicted]), return_inverse=True)
+    one, two = (np.bincount(half, minlength=len(labels)).astype(float) for half in np.split(places, 2))
+    count = len(expected)
+    scale = np.sqrt((count**2 - one @ one) * (count**2 - two @ two))
+    return float((count * (expected == predicted).sum() - one @ two) / scale) if scale else 0.0
 
 
 def is_chance(correlation: float, count: int) -> bool:

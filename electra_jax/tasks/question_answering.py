@@ -9,11 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from electra_jax.errors import UserError
 from electra_jax.tasks import squad
 from electra_jax.tasks.examples import Example
 from electra_jax.tasks.kinds import Feature, Kind, joined
 
 _MEASURES = {"f1": squad.f1, "exact_match": squad.exact_match}
+# Odds of no answer where no span is text; JSON has no infinity.
+_SURELY_NONE = 1e9
 
 
 class Candidate(NamedTuple):
@@ -52,9 +55,14 @@ class QuestionAnswering(Kind):
         whole = self.tokenizer.encode_batch([example.texts[0] for example in examples])
         questions = [ids[: self.task.max_query_length] for ids in whole]
         self.num_cut = sum(len(ids) > self.task.max_query_length for ids in whole)
-        contexts = self.tokenizer.encode_with_offsets([example.texts[1] for example in examples])
+        # Of SQuAD's contexts each has about five questions.
+        different = list({example.texts[1]: None for example in examples})
+        contexts = dict(zip(different, self.tokenizer.encode_with_offsets(different), strict=True))
         made = []
-        for index, (example, question, (ids, offsets)) in enumerate(zip(examples, questions, contexts, strict=True)):
+        for index, (example, question) in enumerate(zip(examples, questions, strict=True)):
+            ids, offsets = contexts[example.texts[1]]
+            if not len(ids):
+                raise UserError(f"{example.where}: the context is empty: no token is in {example.texts[1][:40]!a}")
             room = self.task.max_length - len(question) - 3
             windows = [(0, min(room, len(ids)))]
             while windows[-1][1] < len(ids):
@@ -98,7 +106,7 @@ class QuestionAnswering(Kind):
             ranked = sorted((one for window in windows for one in window), key=lambda one: -one.score)
             different = {one.text: one for one in reversed(ranked)}  # the best of each text
             best = tuple(sorted(different.values(), key=lambda one: -one.score)[: self.task.n_best])
-            made.append(Prediction(best, none - best[0].score if best else np.inf))
+            made.append(Prediction(best, none - best[0].score if best else _SURELY_NONE))
         return made
 
     def _candidates(self, example: Example, feature: Feature, output: np.ndarray) -> tuple[Candidate, ...]:

@@ -38,7 +38,7 @@ def save(workdir: Path, job: Job, outcome: Outcome) -> None:
     about = {"seed": outcome.seed, "step": outcome.step, "metric": job.metric, "figures": outcome.figures}
     folder.write(workdir / "model", outcome.params, job.encoder.model, job.kind, about | {"from": job.encoder.name})
     rows = {split: [np.atleast_2d(output) for output in found] for split, found in outcome.outputs.items()}
-    arrays = {split: np.concatenate(found) for split, found in rows.items()}
+    arrays = {f"{split}/outputs": np.concatenate(found) for split, found in rows.items()}
     sizes = {f"{split}/rows": np.asarray([len(output) for output in found]) for split, found in rows.items()}
     np.savez_compressed(workdir / "outputs.npz", **arrays, **sizes)
     kept = of(outcome)._asdict()
@@ -52,7 +52,9 @@ def load(workdir: Path, job: Job) -> SeedResult | None:
         return None
     kept = json.loads((workdir / "result.json").read_text())
     with np.load(workdir / "outputs.npz") as arrays:
-        outputs = {s.name: np.split(arrays[s.name], np.cumsum(arrays[f"{s.name}/rows"])[:-1]) for s in job.splits}
+        outputs = {
+            s.name: np.split(arrays[f"{s.name}/outputs"], np.cumsum(arrays[f"{s.name}/rows"])[:-1]) for s in job.splits
+        }
     if job.kind.head == "sequence":
         outputs = {name: [row[0] for row in found] for name, found in outputs.items()}
     return SeedResult(**kept, outputs=outputs)
