@@ -17,24 +17,25 @@ from etils import epath
 
 from electra_jax import config_loading, config_values, storage
 from electra_jax.config import Config
-from electra_jax.errors import RunFailed, UserError, missing_extra
+from electra_jax.errors import OthersFailed, RunFailed, UserError, missing_extra
 from electra_jax.tasks import config as task_config
 from electra_jax.tasks.config import FinetuneConfig
 
 _OVERRIDE = "--config."
+_STATUS = {UserError: 2, RunFailed: 1, OthersFailed: 75}
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Runs a command line: a `UserError` is one line and status 2, a failed run status 1, Ctrl-C 130."""
+    """Runs a command line: a `UserError` is one line and status 2, a failed run 1, failed others 75, Ctrl-C 130."""
     # Libraries warn through absl of what is no matter to a user; what is, we say ourselves.
     absl.logging.set_verbosity(absl.logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # no label is worth a crash in an old locale
     try:
         status = main(sys.argv[1:]) or 0
-    except (UserError, RunFailed) as error:
+    except tuple(_STATUS) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
-        status = 2 if isinstance(error, UserError) else 1
+        status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130

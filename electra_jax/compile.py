@@ -101,6 +101,12 @@ def compile_step(config: Config, slices: Topology, devices: list[jax.Device]) ->
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        if found := re.search(r"Used (\S+) of (\S+) ([sv]mem)", str(error)):
+            needed, there, memory = found.groups()
+            raise UserError(
+                f"a kernel needs {needed} of the {there} of {memory} that {slices} has; config.model.attention=reference does "
+                "without kernels"
+            ) from None
         raise DoesNotFit(_overrun(str(error), config, slices)) from None
 
 
@@ -267,7 +273,7 @@ def report(figures: dict[str, Any]) -> list[str]:
 
 def _overrun(message: str, config: Config, slices: Topology) -> str:
     # `Used 20G of 15G hbm`, or `required for HLO temporaries (20G) exceeds available HBM (15G)`.
-    found = re.search(r"Used ([\d.]+)([KMGT]) of|\(([\d.]+)([KMGT])\) exceeds", message)
+    found = re.search(r"Used ([\d.]+)([KMGT]) of \S+ hbm|\(([\d.]+)([KMGT])\) exceeds available HBM", message)
     number, unit = (found.group(1) or found.group(3), found.group(2) or found.group(4)) if found else ("0", "G")
     limit, needed = slices.chip.hbm, float(number) * _UNITS[unit]
     by = (

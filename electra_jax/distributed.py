@@ -20,7 +20,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from electra_jax.config import TrainConfig
-from electra_jax.errors import UserError
+from electra_jax.errors import OthersFailed, UserError
 
 T = TypeVar("T")
 _A_WEEK = 7 * 24 * 3600 * 1000  # milliseconds
@@ -38,8 +38,8 @@ def join(args: argparse.Namespace, config: TrainConfig) -> None:
     """Joins the processes of the run, where there are several. To be called before anything touches a device.
 
     Raises:
-      UserError: for flags that do not belong together, and where the others cannot be reached: a process that should be
-        one of several never goes on alone.
+      UserError: for flags that do not belong together.
+      OthersFailed: where the others cannot be reached: a process that should be one of several never goes on alone.
     """
     flags = {"coordinator": args.coordinator, "num_processes": args.num_processes, "process_id": args.process_id}
     given = {name: value for name, value in flags.items() if value is not None}
@@ -75,7 +75,7 @@ def join(args: argparse.Namespace, config: TrainConfig) -> None:
             # A TPU outside of Google Cloud's TPU VMs, in a notebook for one: JAX knows of no cluster around it.
             print("no other processes around this TPU are known of: going on as one", flush=True)
             return
-        raise UserError(f"{failure}: {str(error).splitlines()[0]}") from None
+        raise OthersFailed(f"{failure}: {str(error).splitlines()[0]}") from None
     finally:
         in_time.cancel()
     if given and count != args.num_processes:
@@ -98,7 +98,7 @@ def together(compute: Callable[[], T], what: str) -> T:
     """`compute()` on every process, none of which goes on where it failed on another.
 
     Raises:
-      UserError: on every process, where it was raised on one.
+      OthersFailed: where it failed on another.
     """
     result, error = _attempt(compute)
     agree(error, what)
@@ -109,7 +109,7 @@ def first_then_others(compute: Callable[[], T], what: str) -> T:
     """`compute()` on process 0, then on the others, which find on a shared disk what it has left.
 
     Raises:
-      UserError: on every process, where it was raised on one.
+      OthersFailed: where it failed on another.
     """
     if jax.process_count() == 1:
         return compute()
@@ -135,7 +135,7 @@ def agree(error: Exception | None, what: str) -> None:
     if error:
         raise error
     if len(failed):
-        raise UserError(f"process {', '.join(map(str, failed))} failed ({what}); its own line says why")
+        raise OthersFailed(f"process {', '.join(map(str, failed))} failed ({what}); its own line says why")
 
 
 def check_same(value: str, what: str) -> None:
@@ -172,7 +172,7 @@ def check_shared(name: str, directory: epath.Path) -> None:
 
 def _give_up(message: str) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
-    os._exit(2)  # from a thread: the main one stands in JAX
+    os._exit(75)  # as `OthersFailed`, but from a thread: the main one stands in JAX
 
 
 def _attempt(compute: Callable[[], T]) -> tuple[T | None, Exception | None]:

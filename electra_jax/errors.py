@@ -13,5 +13,12 @@ def missing_extra(what: str, extra: str) -> UserError:
     return UserError(f"{what} needs an extra: pip install 'electra_jax[{extra}]'")
 
 
+class OthersFailed(Exception):
+    """Other processes of the run cannot be reached, or have failed: nothing is wrong here, and another try may go well.
+
+    One line, and exit status 75, which is EX_TEMPFAIL of sysexits.h.
+    """
+
+
 class RunFailed(Exception):
     """A run that cannot go on through no fault of its configuration, a NaN loss for one: exit status 1."""

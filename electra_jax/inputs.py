@@ -8,7 +8,6 @@ import numpy as np
 
 from electra_jax.data import pipeline
 from electra_jax.data.build import Prepared
-from electra_jax.data.dataset import VALIDATION
 from electra_jax.training.loop import Position
 from electra_jax.training.setup import Setup
 
@@ -17,12 +16,12 @@ class Inputs:
     """Training and held-out batches of prepared data for a setup."""
 
     def __init__(self, setup: Setup, prepared: Prepared):
-        self._setup, self._sets = setup, prepared.sets
-        config = setup.config
+        self._setup, config = setup, setup.config
         self._sequences = {
             length: pipeline.Sequences(sets, config.data, config.seed) for length, sets in prepared.sets.items()
         }
-        self.has_held_out = any(VALIDATION in made.metadata for made in prepared.sets[config.data.max_seq_length])
+        self._held_out = {length: pipeline.held_out(sets) for length, sets in prepared.sets.items()}
+        self.has_held_out = bool(self._held_out[config.data.max_seq_length])
 
     def num_sequences(self, length: int) -> int:
         """Training sequences of this length, of all sources."""
@@ -48,5 +47,5 @@ class Inputs:
         settings = self._setup.config.evaluation
         size, length = self._setup.evaluation_batch_size, self._setup.config.phase(max(0, step - 1)).length
         return pipeline.evaluation_batches(
-            self._sets[length], size, settings.max_records, self._setup.ids.pad, self._setup.rows(size)
+            self._held_out[length], size, settings.max_records, self._setup.ids.pad, self._setup.rows(size)
         )

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from conftest import SMALL, config_file, run_module
+from conftest import SMALL, config_file, process_env, run_module
 from electra_jax import compile
 from electra_jax.analysis import topology
 from electra_jax.analysis.flops import step_flops
@@ -99,6 +101,66 @@ def test_two_slices_and_chips_of_two_devices(place):
     figures = json.loads((place / "v4.json").read_text())
     assert (figures["chips"], figures["devices"], figures["batch_per_chip"]) == (4, 8, 4)
     assert figures["hbm_bytes"]["limit"] == 2 * 15.25 * 2**30 and figures["hbm_bytes"]["parameters"] == 2 * sizes()
+
+
+KERNELS = """
+import jax, jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+from electra_jax import compile
+from electra_jax.analysis import topology
+from electra_jax.models import pallas_attention, pallas_norm
+from electra_jax.models.noise import Noise
+
+def norm(batch, length, width):
+    def total(seeds, x, y, scale):
+        return pallas_norm.add_and_norm(x, y, Noise(seeds), scale, scale, 0.1, 1e-6).astype(jnp.float32).sum()
+    rows = batch, length, width
+    return total, [((batch, 2), jnp.uint32), (rows, jnp.bfloat16), (rows, jnp.float32), ((width,), jnp.float32)]
+
+def attention(batch, length, heads):
+    def total(seeds, projected, segment_ids):
+        first = jnp.zeros(1, jnp.int32)
+        mixed = pallas_attention.pallas_attention(projected, segment_ids, seeds, first, heads, 0.1)
+        return mixed.astype(jnp.float32).sum()
+    wide = (3, batch, length, heads * 64), jnp.bfloat16
+    return total, [((batch, 2), jnp.uint32), wide, ((batch, length), jnp.int32)]
+
+def compiled(kind, made):
+    device = compile._devices(topology.parse(kind))[0]
+    total, shapes = made
+    inputs = [jax.ShapeDtypeStruct(*each, sharding=SingleDeviceSharding(device)) for each in shapes]
+    jax.jit(jax.grad(total, argnums=1)).lower(*inputs).compile()
+    return device
+
+v4 = compiled("v4:2x2x1", norm(1, 512, 1024))  # 16 MiB next to the cores
+compiled("v4:2x2x1", attention(1, pallas_attention.longest(v4.device_kind), 2))
+v5e = compiled("v5e:1x1", norm(4096, 128, 128))  # 1 MiB for scalars
+compiled("v5e:1x1", attention(4096, 128, 2))
+assert pallas_attention.longest(v4.device_kind) < pallas_attention.longest(v5e.device_kind), v4.device_kind
+"""
+MESHES = """
+from electra_jax import compile
+from electra_jax.analysis import topology
+from electra_jax.config import MeshConfig
+from electra_jax.training import partitioning
+
+for kind, meshes in (
+    ("v5e:4x4", [(-1, 1, 1), (1, -1, 1), (8, 1, 2), (8, 2, 1), (2, 8, 1), (2, 4, 2), (1, 8, 2)]),
+    ("v5e:4x4*2", [(16, 1, 2), (-1, 2, 1)]),
+):
+    devices = compile._devices(topology.parse(kind))
+    for sizes in meshes:
+        mesh = partitioning.make_mesh(MeshConfig(*sizes), devices)
+        assert {*mesh.devices.flat} == {*devices}
+        assert all(size in (-1, made) for size, made in zip(sizes, mesh.devices.shape)), (kind, sizes, mesh)
+"""
+
+
+@pytest.mark.parametrize("code", [KERNELS, MESHES], ids=["kernels", "meshes"])
+def test_what_the_chips_have_room_for(code):
+    """Kernels at their largest, in the memories next to the cores; meshes whose axes are parts of a torus' sides."""
+    done = subprocess.run([sys.executable, "-c", code], env=process_env(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
 
 
 # 3 x 4 bytes a parameter are more than a chip has, whatever the batch.

@@ -14,7 +14,7 @@ from electra_jax.config import Config, ModelConfig
 from electra_jax.errors import UserError
 from electra_jax.models.attention import attention, fused_attention
 from electra_jax.training import partitioning
-from electra_jax.training.setup import choose_attention
+from electra_jax.training.setup import choose_attention, compiles_fused
 
 GPU = SimpleNamespace(platform="gpu", device_kind="a GPU")
 CPU = SimpleNamespace(platform="cpu", device_kind="a CPU")
@@ -61,7 +61,7 @@ FITS = Config(model=ModelConfig(dtype="bfloat16", attention_probs_dropout_prob=0
     ],
 )
 def test_cudnn_is_chosen_where_it_can_be_had(monkeypatch, change, device, part):
-    monkeypatch.setattr("electra_jax.training.setup._cudnn_takes", lambda tower, length: True)
+    monkeypatch.setattr("electra_jax.training.setup.compiles_fused", lambda tower, length: True)
     assert choose_attention(FITS, GPU) == "cudnn"
     assert choose_attention(with_model(attention="reference"), GPU) == "reference"
     assert choose_attention(with_model(**change), device) == "reference"
@@ -76,6 +76,8 @@ def with_model(**changes) -> Config:
 def test_cudnn_is_not_chosen_without_it():
     """Without a GPU the probe itself says no; a program that asked for it all the same could not be lowered."""
     assert choose_attention(FITS, GPU) == "reference"
+    tower = FITS.model.discriminator
+    assert compiles_fused(tower, 16, "xla") and not compiles_fused(tower, 16, "cudnn")  # what it compiles is no mistake
     x = jnp.ones((3, 1, 64, 1, 64), jnp.bfloat16)
     with pytest.raises(RuntimeError, match="cuDNN is not detected"):
         attention(x, jnp.ones((1, 64), jnp.int32), 0.0, None, "cudnn")

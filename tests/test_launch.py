@@ -275,6 +275,9 @@ def test_a_pod_that_is_preempted_fails_so_that_the_set_starts_again(place, tmp_p
     assert running.wait(30) == 75
     assert start('print("finished at step 20")').wait(30) == 0
     assert start("raise SystemExit(2)").wait(30) == 2
+    # Others wait for what the pod that failed says.
+    begin = time.monotonic()
+    assert start("raise SystemExit(75)").wait(60) == 75 and time.monotonic() - begin > 15
 
 
 def test_a_slurm_job_is_submitted_and_requeued(place, tmp_path):

@@ -132,4 +132,6 @@ def test_where_it_is_chosen():
         choose_attention(
             from_dict({"model": {"attention": "pallas"}}), SimpleNamespace(platform="gpu", device_kind="a GPU")
         )
-    assert not fits(128, 192, 3) and fits(128, 64, 1) and fits(4096, 1024, 16) and not fits(8192, 1024, 16)
+    assert not fits(128, 192, 3, "TPU v5e") and fits(128, 64, 1, "TPU v5e")
+    assert fits(4096, 1024, 16, "TPU v5e") and not fits(8192, 1024, 16, "TPU v5e")
+    assert fits(2048, 1024, 16, "TPU v4") and not fits(4096, 1024, 16, "TPU v4")

@@ -158,14 +158,14 @@ def test_evaluation_has_each_record_once(prepared, batch_size):
     (made,) = prepared.sets[32]
     records = pipeline.Records(made, "validation")
     assert len(records) > 23
-    batches = list(pipeline.evaluation_batches([made], batch_size, max_records=23, pad=0))
+    batches = list(pipeline.evaluation_batches(pipeline.held_out([made]), batch_size, max_records=23, pad=0))
     assert all(batch.input_ids.shape == (batch_size, 32) for batch in batches)
     index = np.concatenate([batch.record for batch in batches])[:23]
     ids = np.concatenate([batch.input_ids for batch in batches])
     assert len(set(index.tolist())) == 23 and index.max() > 23  # from all over
     np.testing.assert_array_equal(ids[:23], records.read(index))
     assert (ids[23:] == 0).all()
-    everything = list(pipeline.evaluation_batches([made], batch_size, max_records=0, pad=0))
+    everything = list(pipeline.evaluation_batches(pipeline.held_out([made]), batch_size, max_records=0, pad=0))
     assert np.concatenate([batch.record for batch in everything])[: len(records)].tolist() == list(range(len(records)))
 
 
@@ -173,9 +173,9 @@ def test_evaluation_of_a_mixture(two_sources):
     sets = build.prepare(mixture(two_sources, weights=(1.0, 1.0)), say=lambda text: None).sets[32]
     large, small = (pipeline.Records(made, "validation") for made in sets)
     expected = np.concatenate([large.read(range(len(large))), small.read(range(len(small)))])
-    batches = list(pipeline.evaluation_batches(sets, 8, 0, 0))
+    batches = list(pipeline.evaluation_batches(pipeline.held_out(sets), 8, 0, 0))
     np.testing.assert_array_equal(np.concatenate([b.input_ids for b in batches])[: len(expected)], expected)
-    two = [list(pipeline.evaluation_batches(sets, 8, 0, 0, slice(i, i + 4))) for i in (0, 4)]
+    two = [list(pipeline.evaluation_batches(pipeline.held_out(sets), 8, 0, 0, slice(i, i + 4))) for i in (0, 4)]
     for whole, one, other in zip(batches, *two, strict=True):
         np.testing.assert_array_equal(np.concatenate([one.record, other.record]), whole.record)
         np.testing.assert_array_equal(np.concatenate([one.input_ids, other.input_ids]), whole.input_ids)

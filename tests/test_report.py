@@ -23,7 +23,7 @@ def test_verdicts_are_those_of_the_held_out_figures(prepared):
     """Of as many records as are kept: their replaced tokens and their scores make the figures of the evaluation."""
     # Large weights: scores far apart, as the figure's histogram has bins.
     setup = make_setup(small_config(model={"initializer_range": 0.3}), prepared)
-    batches = pipeline.evaluation_batches(prepared.sets[32], 8, 8, setup.ids.pad)
+    batches = pipeline.evaluation_batches(pipeline.held_out(prepared.sets[32]), 8, 8, setup.ids.pad)
     found = setup.evaluate(setup.init().params, batches)
     tokens = verdicts.read_tokens(found.verdicts, prepared.tokenizer.vocabulary, setup.ids.pad)
     flat = [token for sequence in tokens for token in sequence]
@@ -41,7 +41,7 @@ def test_verdicts_are_those_of_the_held_out_figures(prepared):
 
 def test_verdicts_of_masked_lm_alone_are_none(prepared):
     setup = make_setup(small_config(model={"towers": "masked_lm"}), prepared)
-    batches = pipeline.evaluation_batches(prepared.sets[32], 8, 8, setup.ids.pad)
+    batches = pipeline.evaluation_batches(pipeline.held_out(prepared.sets[32]), 8, 8, setup.ids.pad)
     assert setup.evaluate(setup.init().params, batches).verdicts is None
 
 

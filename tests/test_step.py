@@ -193,7 +193,11 @@ def test_evaluation_is_the_same_for_any_batch_size(prepared):
     for size in (4, 8, 24):
         config = small_config(evaluation={"batch_size": size})
         setup = make_setup(config, prepared)
-        found.append(setup.evaluate(setup.init().params, pipeline.evaluation_batches(records, size, 23, 0)).figures)
+        found.append(
+            setup.evaluate(
+                setup.init().params, pipeline.evaluation_batches(pipeline.held_out(records), size, 23, 0)
+            ).figures
+        )
     assert set(found[0]) >= {
         "masked_lm_loss", "masked_lm_accuracy", "disc_loss", "disc_accuracy", "disc_auc", "disc_precision", "disc_recall",
         "replaced_share",
@@ -203,7 +207,8 @@ def test_evaluation_is_the_same_for_any_batch_size(prepared):
             assert other[name] == pytest.approx(value, rel=1e-6, abs=1e-7), name
     setup = make_setup(small_config(seed=1), prepared)
     other = setup.evaluate(
-        make_setup(small_config(), prepared).init().params, pipeline.evaluation_batches(records, 8, 23, 0)
+        make_setup(small_config(), prepared).init().params,
+        pipeline.evaluation_batches(pipeline.held_out(records), 8, 23, 0),
     ).figures
     assert other["masked_lm_loss"] != pytest.approx(found[0]["masked_lm_loss"], rel=1e-6)  # the control
 

@@ -1,8 +1,8 @@
 """Reads a compiled program (optimized HLO text): what it moves between devices, and the compiler's own cost model.
 
 The TPU compiler writes `estimated_cycles` to the instructions it schedules, in `backend_config`. It estimates neither
-collectives nor custom kernels; those are counted here, kernels with the FLOPs they say they take. A loop's body counts as
-often as it runs.
+collectives nor custom kernels; those are counted here, kernels with the FLOPs they say they take. Nor does it estimate
+gathers and scatters, which are left out. A loop's body counts as often as it runs.
 """
 
 import math

@@ -84,6 +84,11 @@ def prepare(
                 sets[target.length].append(DataSet(target.path, metadata))
     for of_length in sets.values():
         _check_together(config, text.corpora, of_length)
+    if storage.is_remote(config.data.directory) and config.data.shuffle == "full":
+        say(
+            f"WARNING: config.data.shuffle=full asks {config.data.directory} for each sequence by itself, which accelerators may "
+            "have to wait for; blocks reads neighbours together"
+        )
     return Prepared(sets, tokenizer)
 
 

@@ -84,8 +84,9 @@ class Records:
         with self._lock:
             found = {block: self._kept[shard, block] for block in blocks if (shard, block) in self._kept}
             reader = self._readers.pop(shard, None)
-            if reader is None:
-                reader = ArrayRecordReader(self._paths[shard], options="readahead_buffer_size:0")
+        if reader is None:  # in a bucket a request, for which no other thread should wait
+            reader = ArrayRecordReader(self._paths[shard], options="readahead_buffer_size:0")
+        with self._lock:
             self._readers[shard] = reader
             if len(self._readers) > self._open_files:
                 self._readers.popitem(last=False)  # closes it, once no other thread reads from it
@@ -211,14 +212,18 @@ class EvaluationBatch(NamedTuple):
     record: np.ndarray  # [B] int32, the number among all that are held out
 
 
+def held_out(sets: Sequence[DataSet]) -> list[Records]:
+    """The held-out records of all sources that have any."""
+    return [Records(made, VALIDATION) for made in sets if VALIDATION in made.metadata]
+
+
 def evaluation_batches(
-    sets: Sequence[DataSet], batch_size: int, max_records: int, pad: int, rows: slice | np.ndarray = slice(None)
+    sources: Sequence[Records], batch_size: int, max_records: int, pad: int, rows: slice | np.ndarray = slice(None)
 ) -> Iterator[EvaluationBatch]:
-    """Up to `max_records` (0: all) of the held-out records of all sources, each once; `rows` as in `training_batches`.
+    """Up to `max_records` (0: all) of the records of all `sources` (`held_out`), each once; `rows` as in `training_batches`.
 
     They are drawn evenly from all, the same ones for every run and batch size.
     """
-    sources = [Records(made, VALIDATION) for made in sets if VALIDATION in made.metadata]
     ends = np.cumsum([len(source) for source in sources])
     chosen = np.arange(ends[-1])
     if 0 < max_records < len(chosen):

@@ -25,11 +25,16 @@ _CONTRACT_LAST = (((1,), (1,)), ((), ()))  # a @ b.T
 _CONTRACT_FIRST = (((0,), (0,)), ((), ()))  # a.T @ b
 
 
-def fits(length: int, hidden_size: int, num_heads: int) -> bool:
+def longest(device_kind: str) -> int:
+    """The longest sequence whose keys and values fit into the memory next to the cores: up to v4 of 16 MiB."""
+    return 2048 if device_kind in ("TPU v2", "TPU v3", "TPU v4") else 4096
+
+
+def fits(length: int, hidden_size: int, num_heads: int, device_kind: str) -> bool:
     """Whether the kernel can be had for such a tower."""
     head = hidden_size // num_heads
     in_lanes = hidden_size <= _LANES or (hidden_size % _LANES == 0 and (_LANES % head == 0 or head % _LANES == 0))
-    return length % _LANES == 0 and length <= 4096 and in_lanes
+    return length % _LANES == 0 and length <= longest(device_kind) and in_lanes
 
 
 def pallas_attention(
@@ -113,7 +118,15 @@ def _call(settings, kernel, products, arrays, result, segment_ids, seeds, first_
         ),
     )
     projected, *gradient = arrays
-    inputs = seeds, first_head, segment_ids[:, :, None], segment_ids[:, None, :], *[projected] * 3, *gradient
+    # Seeds are flat: a row of its own is padded to 128 words, of which the scalars' memory holds few.
+    inputs = (
+        seeds.reshape(-1),
+        first_head,
+        segment_ids[:, :, None],
+        segment_ids[:, None, :],
+        *[projected] * 3,
+        *gradient,
+    )
     return jax.lax.platform_dependent(*inputs, cpu=call(interpret=True), default=call())
 
 
@@ -131,7 +144,7 @@ def _bits(seeds, first_head, number, shape):
     rows, length = shape
     row = block * rows + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     place = ((first_head[0] + number) * length + row) * length + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    return bits_at(place.astype(jnp.uint32), seeds[example, 0], seeds[example, 1])
+    return bits_at(place.astype(jnp.uint32), seeds[2 * example], seeds[2 * example + 1])
 
 
 def _heads(query, head):

@@ -20,7 +20,7 @@ from electra_jax.models.noise import Noise, bits_at, keep
 from electra_jax.models.sharding import Output, on_each_device
 
 # Elements that a program holds at a time: a dozen float32 copies of so many fit into the chip's memory.
-_ELEMENTS = 2**19
+_ELEMENTS = 3 * 2**17
 
 
 def is_used(config: EncoderConfig) -> bool:
@@ -105,7 +105,7 @@ def _call(total, gradient, seeds, scale, rate, eps):
             flops=30 * total.size, transcendentals=0, bytes_accessed=4 * total.size * total.dtype.itemsize
         ),
     )  # fmt: skip
-    inputs = seeds, scale[None], total, gradient
+    inputs = seeds.reshape(-1), scale[None], total, gradient  # flat: a row of its own is padded to 128 words
     return jax.lax.platform_dependent(*inputs, cpu=call(interpret=True), default=call())
 
 
@@ -125,7 +125,7 @@ def _kernel(seeds, scale, total, gradient, d_total, d_y, sums, *, rate, eps):
     if rate:
         row = block * d.shape[0] + jax.lax.broadcasted_iota(jnp.int32, d.shape, 0)
         place = row * d.shape[1] + jax.lax.broadcasted_iota(jnp.int32, d.shape, 1)
-        d = keep(d, bits_at(place.astype(jnp.uint32), seeds[example, 0], seeds[example, 1]), rate)
+        d = keep(d, bits_at(place.astype(jnp.uint32), seeds[2 * example], seeds[2 * example + 1]), rate)
     d_y[0] = d.astype(d_y.dtype)
 
     @pl.when(block == 0)

@@ -86,7 +86,7 @@ def block_sums(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sums of the softmax by block: `[..., Vp]` -> the highest logits `[...]`, and `[..., Vp / BLOCK]`, the sums of
     `exp(logits - highest)`.
 
-    On accelerators as a product: a TPU would copy all of the logits, twice, to have blocks as an axis.
+    On a TPU as a product: it would copy all of the logits, twice, to have blocks as an axis.
     """
     size, highest = logits.shape[-1], logits.max(-1)
 
@@ -98,4 +98,4 @@ def block_sums(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.dot(x, membership.astype(x.dtype), precision=jax.lax.Precision.HIGHEST)
 
     exponentials = jnp.exp(logits - highest[..., None])
-    return highest, jax.lax.platform_dependent(exponentials, cpu=reshaped, default=product)
+    return highest, jax.lax.platform_dependent(exponentials, tpu=product, default=reshaped)

@@ -42,9 +42,22 @@ def sample(
         logits = jnp.where(jnp.arange(logits.shape[-1]) == disallowed[..., None], -1e9, logits)
     highest, sums = block_sums(logits)
     block = _invert(sums, draws[..., 0])  # [...]
-    places = block[..., None] * BLOCK + jnp.arange(BLOCK)
-    within = jnp.exp(jnp.take_along_axis(logits, places, axis=-1) - highest[..., None])  # [..., BLOCK]
+    within = jax.lax.platform_dependent(logits, highest, block, tpu=_block_by_product, default=_block)
     return block * BLOCK + _invert(within, draws[..., 1])
+
+
+def _block(logits: jax.Array, highest: jax.Array, block: jax.Array) -> jax.Array:
+    """`exp(logits - highest)` of one block of the vocabulary each, `[..., BLOCK]`."""
+    places = block[..., None] * BLOCK + jnp.arange(BLOCK)
+    return jnp.exp(jnp.take_along_axis(logits, places, axis=-1) - highest[..., None])
+
+
+def _block_by_product(logits: jax.Array, highest: jax.Array, block: jax.Array) -> jax.Array:
+    """Likewise: a TPU would fetch the entries one by one."""
+    column = jnp.arange(logits.shape[-1])
+    of_block = jnp.where(column // BLOCK == block[..., None], jnp.exp(logits - highest[..., None]), 0)
+    place = (column[:, None] % BLOCK == jnp.arange(BLOCK)).astype(logits.dtype)
+    return jnp.dot(of_block, place, precision=jax.lax.Precision.HIGHEST)
 
 
 def _invert(weights: jax.Array, draw: jax.Array) -> jax.Array:

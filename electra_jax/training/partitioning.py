@@ -70,10 +70,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if len({getattr(device, "core_on_chip", 0) for device in devices}) > 1:
         # A chip that shows as two devices (v4 to the compiler without a TPU), which mesh_utils does not lay out.
         array = np.asarray(devices).reshape(within)
+    # An axis may be a part of a side of the torus: two devices of a side of four.
     elif slices > 1:
-        array = mesh_utils.create_hybrid_device_mesh(within, list(between.values()), devices)
+        array = mesh_utils.create_hybrid_device_mesh(
+            within, list(between.values()), devices, allow_split_physical_axes=True
+        )
     else:
-        array = mesh_utils.create_device_mesh(within, devices)
+        array = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
     # Auto axes: the compiler propagates; by default they would be Explicit.
     return Mesh(array, tuple(filled), axis_types=(AxisType.Auto,) * 3)
 

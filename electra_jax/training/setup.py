@@ -85,10 +85,12 @@ def _choose_pallas(config: Config, towers: list[EncoderConfig], device: jax.Devi
         shared = tensor if tower.num_attention_heads % tensor == 0 else 1
         width, heads = tower.hidden_size // shared, tower.num_attention_heads // shared
         for phase in config.phases:
-            if not pallas_attention.fits(phase.length, width, heads):
+            if not pallas_attention.fits(phase.length, width, heads, device.device_kind):
+                longest = pallas_attention.longest(device.device_kind)
                 reason = (
                     f"{heads} heads that are {width} wide together on a device, at length {phase.length}: lengths must be "
-                    "multiples of 128 up to 4096, widths multiples of 128 or below it, and heads a divisor or multiple of 128 wide"
+                    f"multiples of 128 up to {longest}, widths multiples of 128 or below it, and heads a divisor or multiple of "
+                    "128 wide"
                 )
     if reason and config.model.attention == "pallas":
         raise UserError(f"config.model.attention='pallas' cannot work: {reason}")
@@ -108,25 +110,25 @@ def _choose_cudnn(model: ModelConfig, towers: list[EncoderConfig], device: jax.D
         reason = f"it is for bfloat16, and config.model.dtype={model.dtype}"
     elif any(size % 8 or size > 128 for size in head_sizes):
         reason = f"heads must be a multiple of 8 wide and at most 128; these are {sorted(head_sizes)}"
-    elif not all(_cudnn_takes(tower, model.max_position_embeddings) for tower in towers):
+    elif not all(compiles_fused(tower, model.max_position_embeddings) for tower in towers):
         reason = "cuDNN is not there"
     if reason and model.attention == "cudnn":
         raise UserError(f"config.model.attention='cudnn' cannot work: {reason}")
     return "reference" if reason else "cudnn"
 
 
-def _cudnn_takes(tower: EncoderConfig, length: int) -> bool:
+def compiles_fused(tower: EncoderConfig, length: int, implementation: str = "cudnn") -> bool:
     """Whether its attention compiles here by cuDNN, with mask and gradient: the only way to know."""
     heads = tower.num_attention_heads
-    x = jax.ShapeDtypeStruct((1, length, heads, tower.hidden_size // heads), jnp.bfloat16)
+    projected = jax.ShapeDtypeStruct((3, 1, length, heads, tower.hidden_size // heads), jnp.bfloat16)
     segments = jax.ShapeDtypeStruct((1, length), jnp.int32)
 
-    def total(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
-        return fused_attention(query, key, value, segment_ids, "cudnn").astype(jnp.float32).sum()
+    def total(projected: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        return fused_attention(projected, segment_ids, implementation).astype(jnp.float32).sum()
 
     try:
-        jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(x, x, x, segments).compile()
-    except Exception:  # what it raises depends on what is missing
+        jax.jit(jax.grad(total)).lower(projected, segments).compile()
+    except (RuntimeError, NotImplementedError, ValueError):  # as what is missing has it
         return False
     return True
 
