@@ -802,8 +802,8 @@ def test_lengths_are_those_that_need_the_fewest_padding_tokens():
         for count in range(len(found))
     ]
     assert tokens(found) == least[len(found) - 2]  # the last is for what is longer than all of these
-    assert least[len(found) - 2] <= 0.95 * least[len(found) - 3]
-    assert len(found) == 7 or least[len(found) - 1] > 0.95 * least[len(found) - 2]
+    assert least[len(found) - 2] <= 0.97 * least[len(found) - 3]
+    assert len(found) == 7 or least[len(found) - 1] > 0.97 * least[len(found) - 2]
     assert tokens(found) < 0.9 * tokens(batches.lengths_up_to(128))
 
     assert batches.lengths_of(sizes, 128, 63) == (120, 128)  # too few batches for more

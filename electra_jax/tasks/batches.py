@@ -11,7 +11,7 @@ from electra_jax.tasks.model import Batch
 
 _SHORTEST = 32
 # Each length is a program to compile: at most so many, each for so many batches and such a share of their tokens.
-_MOST_LENGTHS, _BATCHES_OF_LENGTH, _LEAST_SAVED = 6, 64, 0.05
+_MOST_LENGTHS, _BATCHES_OF_LENGTH, _LEAST_SAVED = 6, 64, 0.03
 
 
 class Planned(NamedTuple):
