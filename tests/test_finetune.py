@@ -348,6 +348,19 @@ def test_submissions_have_glues_form(tiny_job):
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("/home/me/runs/french/checkpoints/3000", "runs/french, step 3,000"),
+        ("/mnt/checkpoints/runs/small/checkpoints/1000, random weights", "runs/small, step 1,000, random weights"),
+        ("/data/checkpoints/electra-small", "checkpoints/electra-small"),
+        ("google/electra-small-discriminator", "google/electra-small-discriminator"),
+    ],
+)
+def test_a_card_names_the_encoder_without_the_folders_of_the_machine(name, shown):
+    assert folder.shown_origin(name) == shown
+
+
 def test_every_configuration_of_glue_is_there():
     config = load_finetune_config("configs/finetune/glue.py:all", [("seeds", "2")])
     assert len(config.suite) == 8 and config.seeds == 2

@@ -45,7 +45,7 @@ def write(folder: Path, params: Params, model: ModelConfig, kind: Kind, about: d
         (partial / "README.md").write_text(_card(kind, saved), encoding="utf-8")
 
 
-def _origin(name: str) -> str:
+def shown_origin(name: str) -> str:
     """The encoder's name without the folders of the machine it was on: `runs/french, step 3,000`."""
     place, comma, more = name.partition(",")
     run, at, step = place.rpartition("/checkpoints/")
@@ -66,7 +66,7 @@ def _card(kind: Kind, saved: dict[str, Any]) -> str:
     task, architecture = kind.task, huggingface.TASK_MODELS[kind.head]
     lines = ["---", "library_name: transformers", "tags:", "- electra", "- electra_jax"]
     lines += [f"pipeline_tag: {_PIPELINES[kind.head]}", "---", "", f"# ELECTRA, fine-tuned: {task.kind}", ""]
-    lines += [f"From {_origin(saved['from'])}, by [electra_jax](https://github.com/OWNER/electra_jax).", ""]
+    lines += [f"From {shown_origin(saved['from'])}, by [electra_jax](https://github.com/OWNER/electra_jax).", ""]
     lines += ["```python", f"from transformers import AutoTokenizer, {architecture}", ""]
     lines += ['tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")']
     lines += [f'model = {architecture}.from_pretrained("PATH_OR_NAME")', "```", ""]

@@ -219,9 +219,8 @@ def _tagged(
             continue
         cells = line.split("\t")
         if kind == "conll":
-            cells = [
-                cell for cell in (one.strip(" ") for one in (cells if len(cells) > 1 else line.split(" "))) if cell
-            ]
+            parts = cells if len(cells) > 1 else line.split(" ")
+            cells = [part.strip(" ") for part in parts if part.strip(" ")]
         if kind == "conllu":
             if len(cells) != len(_CONLLU):
                 raise UserError(f"{name}:{line_number} has {len(cells)} columns; CoNLL-U has {len(_CONLLU)}")
