@@ -55,9 +55,9 @@ class QuestionAnswering(Kind):
         whole = self.tokenizer.encode_batch([example.texts[0] for example in examples])
         questions = [ids[: self.task.max_query_length] for ids in whole]
         self.num_cut = sum(len(ids) > self.task.max_query_length for ids in whole)
-        # Of SQuAD's contexts each has about five questions.
-        different = list({example.texts[1]: None for example in examples})
-        contexts = dict(zip(different, self.tokenizer.encode_with_offsets(different), strict=True))
+        # Each once: of SQuAD's contexts one has about five questions.
+        texts = list(dict.fromkeys(example.texts[1] for example in examples))
+        contexts = dict(zip(texts, self.tokenizer.encode_with_offsets(texts), strict=True))
         made = []
         for index, (example, question) in enumerate(zip(examples, questions, strict=True)):
             ids, offsets = contexts[example.texts[1]]

@@ -118,7 +118,10 @@ def _choose_cudnn(model: ModelConfig, towers: list[EncoderConfig], device: jax.D
 
 
 def compiles_fused(tower: EncoderConfig, length: int, implementation: str = "cudnn") -> bool:
-    """Whether its attention compiles here by cuDNN, with mask and gradient: the only way to know."""
+    """Whether its attention compiles here by cuDNN, with mask and gradient: the only way to know.
+
+    By `xla`, which is everywhere, the question itself can be tested.
+    """
     heads = tower.num_attention_heads
     projected = jax.ShapeDtypeStruct((3, 1, length, heads, tower.hidden_size // heads), jnp.bfloat16)
     segments = jax.ShapeDtypeStruct((1, length), jnp.int32)
