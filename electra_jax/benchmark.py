@@ -21,7 +21,7 @@ from etils import epath
 from electra_jax import cli, memory
 from electra_jax.analysis.flops import step_flops
 from electra_jax.analysis.hardware import measured_peak, published_peak
-from electra_jax.config import Config
+from electra_jax.config import CheckpointConfig, Config
 from electra_jax.data import build
 from electra_jax.data.build import Prepared
 from electra_jax.inputs import Inputs
@@ -115,9 +115,14 @@ def _beside(config: Config, times: dict[str, list[float]]) -> dict[str, float]:
     return {
         "data": statistics.median(times["data"]),
         "report": statistics.median(times["report"]) / config.reporting.interval_steps,
-        "save": statistics.median(times["save"]) / config.checkpoint.save_interval_steps,
+        "save": statistics.median(times["save"]) * _saves_a_step(config.checkpoint, statistics.median(times["step"])),
         "loop": statistics.median(times["loop"]),
     }
+
+
+def _saves_a_step(policy: CheckpointConfig, step_seconds: float) -> float:
+    by_clock = step_seconds / (60 * policy.save_interval_minutes) if policy.save_interval_minutes else 0
+    return by_clock + sum(1 / steps for steps in (policy.save_interval_steps, policy.keep_period) if steps)
 
 
 def _timed_loop(config: Config, setup: Setup, inputs: Inputs, prepared: Prepared, steps: int) -> dict[str, list[float]]:

@@ -22,11 +22,11 @@ from electra_jax.tasks import config as task_config
 from electra_jax.tasks.config import FinetuneConfig
 
 _OVERRIDE = "--config."
-_STATUS = {UserError: 2, RunFailed: 1, OthersFailed: 75}
+_STATUS = {UserError: 2, RunFailed: 3, OthersFailed: 75}
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Runs a command line: a `UserError` is one line and status 2, a failed run 1, failed others 75, Ctrl-C 130."""
+    """Runs a command line: a `UserError` is one line and status 2, a failed run 3, failed others 75, Ctrl-C 130."""
     # Libraries warn through absl of what is no matter to a user; what is, we say ourselves.
     absl.logging.set_verbosity(absl.logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -34,13 +34,27 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     try:
         status = main(sys.argv[1:]) or 0
     except tuple(_STATUS) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
+        status = _say(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # JAX has one kind of error for all that a device says
+            raise
+        status = _say(
+            RunFailed(
+                f"out of device memory ({str(error).splitlines()[0][:200]}); train.gradient_accumulation_steps=2, "
+                "model.remat=full, a smaller batch or mesh.fsdp take less"
+            )
+        )
     sys.stdout.flush()
     sys.exit(status)
+
+
+def _say(error: Exception) -> int:
+    """Prints one line; the exit status."""
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return next(status for kind, status in _STATUS.items() if isinstance(error, kind))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -117,6 +131,14 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.
         else:
             rest.append(argument)
     return made.parse_args(rest), overrides
+
+
+def arguments(made: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command that has no configuration; raises `UserError` for an override of one."""
+    override = next((argument for argument in argv if argument.startswith(_OVERRIDE)), None)
+    if override:
+        raise UserError(f"{override}: this command has no configuration; leave it out")
+    return made.parse_args(argv)
 
 
 def load_config(path: str, overrides: Sequence[tuple[str, str]]) -> Config:

@@ -190,7 +190,7 @@ _POSITIVE = {
     "intermediate_size", "generator_hidden_size", "generator_layers", "max_position_embeddings", "type_vocab_size",
     "initializer_range", "layer_norm_eps", "temperature", "learning_rate", "eps", "clip_norm", "batch_size",
     "num_train_steps", "gradient_accumulation_steps", "replicas", "interval_steps",
-    "layerwise_decay", "save_interval_steps", "max_to_keep", "heartbeat_timeout", "join_timeout",
+    "layerwise_decay", "max_to_keep", "heartbeat_timeout", "join_timeout",
     "shuffle_block", "shuffle_window", "shard_bytes",
 }  # fmt: skip
 _NOT_NEGATIVE = {
@@ -200,6 +200,8 @@ _NOT_NEGATIVE = {
     "cooldown_steps",
     "weight_decay",
     "max_records",
+    "save_interval_minutes",
+    "save_interval_steps",
     "keep_period",
     "profile_steps",
     "hang_timeout",

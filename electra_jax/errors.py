@@ -21,4 +21,4 @@ class OthersFailed(Exception):
 
 
 class RunFailed(Exception):
-    """A run that cannot go on through no fault of its configuration, a NaN loss for one: exit status 1."""
+    """A run that cannot go on, and would fail again where it did: a loss that is NaN, or no memory. Exit status 3."""

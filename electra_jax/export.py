@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -44,46 +45,68 @@ def main(argv: list[str]) -> None:
         action="store_true",
         help="with --push_to: every checkpoint that was kept, each as revision step-N",
     )
-    args, _ = cli.parse(parser, argv)
-    if args.push_every_step and not args.push_to:
-        parser.error("argument --push_every_step: only with --push_to")
+    parser.add_argument("--private", action="store_true", help="with --push_to: models that are made are private")
+    args = cli.arguments(parser, argv)
+    for flag in ("push_every_step", "private"):
+        if getattr(args, flag) and not args.push_to:
+            parser.error(f"argument --{flag}: only with --push_to")
     if args.push_to and not hub.is_name(args.push_to):
         parser.error(f"argument --push_to: {args.push_to!r}; it must be ORG/NAME")
     if args.step is not None and args.step < 0:
         parser.error(f"argument --step: {args.step}; it must be 0 or more")
-    if (Path(args.workdir) / "model" / "task.json").is_file():
-        out = _copy(Path(args.workdir) / "model", cli.local_path("--out", args.out))
-        if args.push_to:
-            print(f"published {hub.publish(out, args.push_to, 'main', 'fine-tuned')}")
-        return
-    origin = checkpoint.find(args.workdir if args.step is None else f"{args.workdir}@{args.step}")
     out = cli.local_path("--out", args.out)
     languages = [code.strip() for code in args.language.split(",") if code.strip()]
-    folders = export(origin, epath.Path(args.workdir), out, languages, args.license)
+    finetuned = sorted(Path(args.workdir).glob("*/model/task.json"))
+    if (Path(args.workdir) / "model" / "task.json").is_file():
+        if args.push_every_step or args.step is not None:
+            parser.error("argument --step or --push_every_step: a fine-tuned model has no steps; leave it out")
+        made = _copy(Path(args.workdir) / "model", out, languages, args.license, args.push_to)
+        if args.push_to:
+            print(f"published {hub.publish(made, args.push_to, 'main', 'fine-tuned', args.private)}")
+        return
+    if finetuned:
+        tasks = ", ".join(file.parent.parent.name for file in finetuned)
+        raise UserError(f"--workdir={args.workdir} has a model of each task; give one of the folders in it: {tasks}")
+    origin = checkpoint.find(args.workdir if args.step is None else f"{args.workdir}@{args.step}")
+    about = About(languages, args.license, args.push_to or "")
+    folders = export(origin, epath.Path(args.workdir), out, about)
     for folder in folders:
         print(f"wrote {folder}")
     if args.push_to:
-        _publish(folders, args.push_to, "main" if args.step is None else f"step-{origin.step}", origin.step)
+        _publish(
+            folders, args.push_to, "main" if args.step is None else f"step-{origin.step}", origin.step, args.private
+        )
     if args.push_every_step:
         for step in checkpoint.saved_steps(origin.directory):
             with tempfile.TemporaryDirectory() as scratch:
-                every = export(
-                    Origin(origin.directory, step), epath.Path(args.workdir), Path(scratch), languages, args.license
-                )
-                _publish(every, args.push_to, f"step-{step}", step)
+                every = export(Origin(origin.directory, step), epath.Path(args.workdir), Path(scratch), about)
+                _publish(every, args.push_to, f"step-{step}", step, args.private)
 
 
-def _copy(model: Path, out: Path) -> Path:
-    """A model that `finetune` wrote, which is in Hugging Face's form already."""
+class About(NamedTuple):
+    """What only the publisher knows, for the model cards."""
+
+    languages: list[str]  # codes
+    license: str
+    name: str  # ORG/NAME on the Hub, or empty
+
+
+def _copy(model: Path, out: Path, languages: list[str], license_name: str, name: str | None) -> Path:
+    """A model that `finetune` wrote, which is in Hugging Face's form already, with the publisher's part of the card."""
     if (out / "model").exists():
         raise UserError(f"--out={out}: {out / 'model'} is there already; remove it, or give another folder")
     cli.make_directory("--out", out)
-    shutil.copytree(model, out / "model")
+    with storage.new_folder(out / "model") as partial:
+        shutil.copytree(model, partial, dirs_exist_ok=True)
+        card = (model / "README.md").read_text(encoding="utf-8")
+        head = "\n".join(["---", *model_card.rights(license_name, languages), ""])
+        card = head + card.removeprefix("---\n").replace(model_card.NO_NAME, name or model_card.NO_NAME)
+        (partial / "README.md").write_text(card, encoding="utf-8")
     print(f"wrote {out / 'model'}")
     return out / "model"
 
 
-def export(origin: Origin, workdir: epath.Path, out: Path, languages: list[str], license_name: str) -> list[Path]:
+def export(origin: Origin, workdir: epath.Path, out: Path, about: About) -> list[Path]:
     """Writes each tower of a checkpoint as a Hugging Face folder below `out`; a folder appears whole or not at all.
 
     Raises:
@@ -107,8 +130,8 @@ def export(origin: Origin, workdir: epath.Path, out: Path, languages: list[str],
             count = huggingface.write(partial, params, config.model, part, tokenizer.special)
             tokenizer_files.write(tokenizer, partial, saved.trained_length)
             run = model_card.Run(
-                config, saved.step, saved.sequences, count, saved.trained_length, metrics, languages, license_name,
-                is_import=not saved.data,
+                config, saved.step, saved.sequences, count, saved.trained_length, metrics, about.languages,
+                about.license, is_import=not saved.data, name=_name(about.name, part),
             )  # fmt: skip
             card = model_card.text(run, part, huggingface.architecture(config.model, part))
             (partial / "README.md").write_text(card, encoding="utf-8")
@@ -116,9 +139,14 @@ def export(origin: Origin, workdir: epath.Path, out: Path, languages: list[str],
     return written
 
 
-def _publish(folders: list[Path], name: str, revision: str, step: int) -> None:
+def _name(push_to: str, part: str) -> str:
+    """What a tower is called on the Hub."""
+    return push_to and f"{push_to}-{part}"
+
+
+def _publish(folders: list[Path], push_to: str, revision: str, step: int, is_private: bool) -> None:
     for folder in folders:
-        address = hub.publish(folder, f"{name}-{folder.name}", revision, f"step {step}")
+        address = hub.publish(folder, _name(push_to, folder.name), revision, f"step {step}", is_private)
         print(f"published {address}")
 
 

@@ -43,6 +43,7 @@ def explain_failure(setup: Setup, state: TrainState, start: loop.Position, input
         with arrays.open("wb") as file:
             np.savez_compressed(file, **found)
         report.write_text(json.dumps({"step": step, **scalars}, indent=1))
+    distributed.agree(None, "what is left of the step")
     kept = checkpoint.saved_steps(workdir / "checkpoints")
     skip = ",".join(map(str, sorted({*setup.config.train.skip_steps, step})))
     raise RunFailed(

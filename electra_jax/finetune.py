@@ -71,10 +71,12 @@ def _task(config: FinetuneConfig, data: TaskData, encoder: Encoder, workdir: Pat
         counts = ", ".join(f"{split.name} {len(split.examples):,}" for split in job.splits)
         distributed.say(f"{data.task.kind} from {encoder.name}: train {len(job.train):,} features, {counts}")
         try:
-            return seeds.run(job, workdir, distributed.say)
+            found = seeds.run(job, workdir, distributed.say)
         finally:
             if distributed.is_first():
                 report.try_write(epath.Path(workdir), distributed.say)
+        distributed.agree(None, "the end of the run")  # as in `train`
+        return found
 
 
 def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder, workdir: Path) -> int:

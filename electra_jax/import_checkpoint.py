@@ -43,7 +43,8 @@ def main(argv: list[str]) -> None:
     workdir = cli.local_path("--workdir", args.workdir)
     if checkpoint.saved_steps(workdir / "checkpoints"):
         raise UserError(f"--workdir={workdir} has checkpoints already; import into a new one")
-    source, folder = _read(args.source, base)
+    is_set = any(name == "model.num_attention_heads" for name, _ in overrides)
+    source, folder = _read(args.source, base, base.model.num_attention_heads if is_set else None)
     tokenizer = _tokenizer(base, folder)
     imported = importing.assemble(source, base, tokenizer, restart=args.restart_schedule)
     _check_overrides(overrides, base, imported.config, source.path)
@@ -60,6 +61,12 @@ def main(argv: list[str]) -> None:
     print(f"taken from {source.path}: {', '.join(imported.taken)}")
     print(f"fresh: {', '.join(imported.fresh) or 'nothing'}")
     print(f"ignored: {_listed(imported.ignored)}")
+    if not args.config:
+        recipe = imported.config
+        print(
+            f"learning rate ({recipe.optimizer.learning_rate:g}), masking, length and dtype are the defaults, ELECTRA-Small's; "
+            "--config=configs/base.py, say, has others"
+        )
     print(f"saved as step {step:,}. To go on from there:")
     paths = f"--config={shlex.quote(str(config_file))} --workdir={shlex.quote(str(workdir))}"
     print(f"  python -m electra_jax.train {paths} --config.data.source=FILES")
@@ -70,12 +77,18 @@ def main(argv: list[str]) -> None:
         )
 
 
-def _read(text: str, base: Config) -> tuple[Source, Path]:
-    """What `--from` names, and the folder to look for its vocabulary in."""
+def _read(text: str, base: Config, heads: int | None) -> tuple[Source, Path]:
+    """What `--from` names, and the folder to look for its vocabulary in; `heads`: of attention, where they were given."""
     path = Path(text).expanduser()
     found = tensorflow.find(path)
     if found:
-        return sources.from_tensorflow(found, base.model), found.parent
+        source = sources.from_tensorflow(found, base.model, heads)
+        if heads is None:
+            print(
+                f"taken for granted: {source.model.num_attention_heads} attention heads of 64, the original's rule; nothing in the "
+                "file tells, and --config.model.num_attention_heads=N says otherwise"
+            )
+        return source, found.parent
     if path.is_dir() and text.strip():
         folders = [path / part for part in ("discriminator", "generator") if (path / part).is_dir()] or [path]
     else:
@@ -89,13 +102,13 @@ def _folder(part: str, text: str) -> Path:
     path = Path(part).expanduser()
     if part and path.is_dir():
         return path
-    name, _, revision = part.rstrip("/").partition("@")
-    if not part or path.exists() or not hub.is_name(name):
+    name = part.rstrip("/")
+    if not part or path.exists() or not hub.is_name(name.partition("@")[0]):
         reason = "names nothing" if not part else "is a file" if path.exists() else "does not exist"
         raise UserError(
             f"--from={text} {reason}; give a model's folder, its name on the Hub (ORG/NAME or ORG/NAME@REVISION), or model.ckpt-N"
         )
-    return hub.fetch(name, revision or None)
+    return hub.fetch("--from", name)
 
 
 def _tokenizer(config: Config, folder: Path) -> Tokenizer:

@@ -2,6 +2,8 @@
 
 import collections
 import ctypes
+import glob
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +19,9 @@ def set_up() -> None:
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     mallopt = _glibc("mallopt")
-    if mallopt:
+    if (
+        mallopt and not _has_accelerator()
+    ):  # whose hosts have many threads that save and read, each with an arena of its own
         for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, 2**26), (_M_ARENA_MAX, 1)):
             mallopt(option, value)
 
@@ -44,6 +48,13 @@ def settled(step: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return call
+
+
+def _has_accelerator() -> bool:
+    """Whether this machine has devices besides its CPU that JAX may use, by the kernel's files: JAX is not to look yet."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return False
+    return any(glob.glob(path) for path in ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/kfd"))
 
 
 def _glibc(name: str) -> Callable[..., int] | None:

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
         metavar="FILE",
         help="JSON lines with sentence_good and sentence_bad, and maybe UID to group by",
     )
-    args, _ = cli.parse(parser, argv)
+    args = cli.arguments(parser, argv)
     scorer = Scorer(encoder.load(args.init, with_head=True), args.per_token)
     right: dict[str, list[bool]] = collections.defaultdict(list)
     num_cut = num_equal = 0
@@ -52,7 +52,9 @@ def main(argv: list[str]) -> None:
             num_equal += one == other
             right[str(row.values.get("UID", Path(name).stem))].append(bool(one > other))
     if num_cut:
-        print(f"WARNING: left out {num_cut:,} of the pairs: longer than the model, {scorer.longest} tokens")
+        print(
+            f"WARNING: left out {num_cut:,} of the pairs: longer than {scorer.longest} tokens, the longest text trained on"
+        )
     if num_equal:
         print(f"WARNING: {num_equal:,} of the pairs have one score twice, which counts as wrong")
     if not right:
@@ -81,7 +83,8 @@ class Scorer:
 
     def __init__(self, found: encoder.Encoder, per_token: bool = False, batch_size: int = 64):
         self._tokenizer, self._per_token, self._size = found.tokenizer, per_token, batch_size
-        self._params, self.longest = found.params(None), found.model.max_position_embeddings
+        self._params = found.params(None)
+        self.longest = min(found.trained_length, found.model.max_position_embeddings)
         self._lengths = batches.lengths_up_to(self.longest)
         plain = dataclasses.replace(found.model, dtype="float32", attention="reference", remat="none")
         architecture, pad = Architecture(plain, found.tokenizer.vocab_size), found.tokenizer.special.pad
@@ -97,7 +100,7 @@ class Scorer:
         self._scores = functools.partial(scores, self._params)
 
     def __call__(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Scores, and whether a sentence was cut to the model's length, `[N]` each."""
+        """Scores, and whether a sentence was cut to the longest length, `[N]` each."""
         encoded = self._tokenizer.encode_batch(sentences)
         features = [
             Feature(index, *joined([ids[: self.longest - 2]], self._tokenizer), np.float32(0), np.zeros(0))

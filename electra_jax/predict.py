@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", metavar="FILE", default="-", help="where the labels go (default: standard output)")
     parser.add_argument("--format", choices=("auto", "text", *_BY_SUFFIX.values()), default="auto")
     parser.add_argument("--batch_size", type=cli.positive, default=32, metavar="N")
-    args, _ = cli.parse(parser, argv)
+    args = cli.arguments(parser, argv)
     form = _form(args.input, args.format)
     if "-" not in (args.input, args.output) and os.path.realpath(args.input) == os.path.realpath(args.output):
         raise UserError(f"--output={args.output} is the input, which would be lost")

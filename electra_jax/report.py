@@ -13,7 +13,7 @@ def main(argv: list[str]) -> None:
         "--compare", nargs="+", action="extend", default=[], metavar="DIR", help="other runs, laid over it"
     )
     parser.add_argument("--out", metavar="FILE", help="where to (default: report.html in the work directory)")
-    args, _ = cli.parse(parser, argv)
+    args = cli.arguments(parser, argv)
     workdir = cli.directory("--workdir", args.workdir)
     others = [cli.directory("--compare", other) for other in args.compare]
     out = cli.directory("--out", args.out) if args.out else workdir / "report.html"

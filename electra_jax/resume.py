@@ -45,6 +45,14 @@ def check(saved: Saved, config: Config, workdir: epath.Path, origin: Origin) -> 
             f"raise it again and go on over what is there. Set {was} to leave it as it is, or train on elsewhere: "
             f"--branch={before} --workdir=ANOTHER"
         )
+    begin_then, begin, cooldown = cooldown_start(saved.config), cooldown_start(config), config.optimizer.cooldown_steps
+    is_level = saved.config.optimizer.schedule == "wsd" and (begin_then is None or saved.step <= begin_then)
+    if saved.data and is_level and begin is not None and begin < saved.step < now:
+        raise UserError(
+            f"{origin}: the learning rate is level there, and would fall at once: the cooldown of config.optimizer.cooldown_steps="
+            f"{cooldown} would have begun at step {begin:,}; set config.train.num_train_steps={saved.step + cooldown}, or "
+            f"cooldown_steps to {now - saved.step} at the most"
+        )
     # An imported checkpoint has been trained on nothing here yet: it determines the model and the optimizer's state.
     only = ("",) if saved.data else ("model.", "optimizer.bias_correction")
     for warning in config_loading.check_resume(saved.config, config, only):

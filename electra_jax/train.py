@@ -1,5 +1,6 @@
 """Pretrains ELECTRA: `python -m electra_jax.train --config=configs/small.py`."""
 
+import contextlib
 import hashlib
 import json
 import signal
@@ -108,23 +109,28 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
 
     distributed.say("compiling, which takes up to minutes the first time")
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, cooldown_start(config))
-    reporter = _reporter(setup, inputs, workdir, start, info)
+    reporter = distributed.together(lambda: _reporter(setup, inputs, workdir, start, info), "the reports")
     profile_steps = config.reporting.profile_steps if distributed.is_first() else 0
     profiling = profiled(memory.settled(setup.train_step), profile_steps, workdir / "profile", reporter.console.say)
-    with Interrupts(mesh, config.train.hang_timeout) as interrupts, profiling as step_fn:
-        try:
-            end, state, position = loop.train(
-                config, state, start, step_fn, inputs.training(start),
-                evaluator.until(interrupts), checkpoints,
-                Saved(config, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json(), trained_length),
-                reporter, interrupts, evaluation_due,
-            )  # fmt: skip
-        finally:
-            reporter.close()
-            checkpoints.close()
-            if distributed.is_first():
-                report.try_write(workdir, distributed.say)
+    with (
+        Interrupts(mesh, config.train.hang_timeout) as interrupts,
+        profiling as step_fn,
+        contextlib.ExitStack() as closing,
+    ):
+        # Called from below: what was trained is written before anything else can fail.
+        if distributed.is_first():
+            closing.callback(report.try_write, workdir, distributed.say)
+        closing.callback(reporter.close)
+        closing.callback(checkpoints.close)
+        end, state, position = loop.train(
+            config, state, start, step_fn, inputs.training(start),
+            evaluator.until(interrupts), checkpoints,
+            Saved(config, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json(), trained_length),
+            reporter, interrupts, evaluation_due,
+        )  # fmt: skip
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is saved, what is left takes no time
+    # Process 0 may still have reports to finish, and JAX gives processes that end before it a minute.
+    distributed.agree(None, "the end of the run")
     if end == loop.End.NOT_FINITE:
         explain_failure(setup, state, start, inputs, workdir)
     return _ended(end, position, workdir)
@@ -183,7 +189,8 @@ def _phases(config: Config, inputs: Inputs) -> list[dict[str, Any]]:
     """What is planned at each length."""
     found, begin = [], 0
     for length, batch_size, end in config.phases:
-        steps = max(0, (end or config.train.num_train_steps) - begin)
+        total = config.train.num_train_steps
+        steps = max(0, min(end or total, total) - begin)
         sequences = steps * batch_size
         found.append(
             {"length": length, "batch_size": batch_size, "steps": steps, "tokens": sequences * length,

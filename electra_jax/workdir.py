@@ -19,7 +19,8 @@ def locked(workdir: epath.Path) -> Iterator[None]:
     """
     distributed.first_then_others(lambda: cli.make_directory("--workdir", workdir), "--workdir")
     distributed.check_shared("--workdir", workdir)
-    lock = filelock.FileLock(workdir / ".lock", timeout=0)
+    # A file left in a lock's place, the library's way where there are no locks, would outlive a process that is killed.
+    lock = filelock.FileLock(workdir / ".lock", timeout=0, fallback_to_soft=False)
     held = distributed.is_first() and not storage.is_remote(workdir)
     error = None
     try:
@@ -27,6 +28,8 @@ def locked(workdir: epath.Path) -> Iterator[None]:
             lock.acquire()
     except filelock.Timeout:
         error = UserError(f"--workdir={workdir}: another run is training there; wait for it, or use another directory")
+    except (OSError, NotImplementedError) as failure:  # file systems without locks, such as Lustre without -o flock
+        print(f"WARNING: {workdir} cannot be locked ({failure}): see to it that no other run trains there", flush=True)
     distributed.agree(error, "--workdir")
     try:
         yield

@@ -24,13 +24,19 @@ job() {
 #SBATCH --signal=TERM@120
 ${OPTION[partition]:+#SBATCH --partition=${OPTION[partition]}}
 ${OPTION[account]:+#SBATCH --account=${OPTION[account]}}
+# Stopped while it waited for its turn.
+if [ -e $(quoted "$workdir/stop") ]; then rm $(quoted "$workdir/stop"); exit 0; fi
 cd $(quoted "$ROOT") || exit 2
 export JAX_COMPILATION_CACHE_DIR="\${JAX_COMPILATION_CACHE_DIR:-$(dirname "$workdir")/compilation_cache}"
 before=\$(wc -c < $(quoted "$workdir/slurm.log"))
 srun --kill-on-bad-exit=1 --cpus-per-task=${OPTION[cpus]} $train
 status=\$?
-# What was preempted goes on in a job of the same number, unless it was to stop.
-if [ \$status = 0 ] && tail -c +\$((before + 1)) $(quoted "$workdir/slurm.log") | grep -q '^preempted'; then
+# What was preempted goes on in a job of the same number, unless it was to stop; so does, five times at the most, what could
+# not reach its other processes (status 75).
+again=0
+if [ \$status = 0 ] && tail -c +\$((before + 1)) $(quoted "$workdir/slurm.log") | grep -q '^preempted'; then again=1; fi
+if [ \$status = 75 ] && [ "\${SLURM_RESTART_COUNT:-0}" -lt 5 ]; then again=1; fi
+if [ \$again = 1 ]; then
   if [ -e $(quoted "$workdir/stop") ]; then rm $(quoted "$workdir/stop"); else scontrol requeue "\$SLURM_JOB_ID"; fi
 fi
 exit \$status
@@ -61,6 +67,9 @@ case $ACTION in
       job
       run sbatch --parsable "$script"
     else
+      if [[ -f ${OPTION[workdir]}/slurm.job && -n $(squeue --noheader --jobs="$(the_job)" 2> /dev/null) ]]; then
+        die "--workdir=${OPTION[workdir]}: its job $(the_job) waits or runs; $0 stop --workdir=... first"
+      fi
       rm -f "${OPTION[workdir]}/stop"
       job > "$script"
       echo "+ sbatch --parsable $script"
@@ -80,5 +89,6 @@ case $ACTION in
     # To the tasks, not the script: they save and end, and the script sees that it is not to go on.
     run touch "${OPTION[workdir]}/stop"
     run scancel --signal=TERM "$(the_job)"
+    run scancel --state=PENDING "$(the_job)" # which no signal reaches
     ;;
 esac

@@ -22,7 +22,12 @@ check_start_options() {
   require type "such as v5litepod-16; see gcloud compute tpus accelerator-types list --zone=${OPTION[zone]}"
   require bucket "gs://..., for the work directory"
   require config "such as configs/small.py"
-  [[ -f $ROOT/${OPTION[config]} ]] || die "--config=${OPTION[config]}: no such file under $ROOT"
+  # The same code whenever the slice is made again, whatever is committed meanwhile.
+  local wanted=${OPTION[commit]:-HEAD}
+  OPTION[commit]=$(git -C "$ROOT" rev-parse --verify --quiet "$wanted^{commit}") || die "--commit=$wanted: git does not know it"
+  git -C "$ROOT" cat-file -e "${OPTION[commit]}:${OPTION[config]%%:*}" 2> /dev/null \
+    || die "--config=${OPTION[config]}: no such file in commit ${OPTION[commit]:0:12}, which is what the hosts get; commit it"
+  [[ -z $(git -C "$ROOT" status --porcelain) ]] || echo "note: the hosts get commit ${OPTION[commit]:0:12}, without what is not committed"
   check_bucket "${OPTION[bucket]}" "${OPTION[zone]}"
   if [[ -z ${OPTION[runtime]} ]]; then
     case ${OPTION[type]} in
@@ -32,8 +37,6 @@ check_start_options() {
       *) OPTION[runtime]=tpu-ubuntu2204-base ;;
     esac
   fi
-  # The same code whenever the slice is made again, whatever is committed meanwhile.
-  OPTION[commit]=$(git -C "$ROOT" rev-parse "${OPTION[commit]:-HEAD}") || die "--commit=${OPTION[commit]}: git does not know it"
   WORKDIR=${OPTION[bucket]%/}/${OPTION[name]}
 }
 
@@ -45,9 +48,9 @@ on_hosts() {
 # Installs the code on every host. The images bring Python 3.10; uv brings 3.12.
 install() {
   local code=/tmp/electra_jax-${OPTION[name]}.tar.gz
-  pack_code "$code" "${OPTION[commit]}"
-  run gcloud compute tpus tpu-vm scp "$code" "${OPTION[name]}:electra_jax.tar.gz" "${WHERE[@]}" --worker=all
-  on_hosts all "set -e
+  pack_code "$code" "${OPTION[commit]}" \
+    && run gcloud compute tpus tpu-vm scp "$code" "${OPTION[name]}:electra_jax.tar.gz" "${WHERE[@]}" --worker=all \
+    && on_hosts all "set -e
 mkdir -p electra_jax && tar -xzf electra_jax.tar.gz -C electra_jax && cd electra_jax
 command -v \$HOME/.local/bin/uv > /dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
 \$HOME/.local/bin/uv venv --quiet --clear --python 3.12 .venv
@@ -57,8 +60,9 @@ ${OPTION[data]:+gcloud storage rsync --recursive ${OPTION[data]} corpus}"
 
 # A unit of systemd's on every host: it outlives the connection, and a shutdown sends it SIGTERM and waits.
 start_training() {
-  # Where one host's process has died, the others' units may still be up.
-  on_hosts all "sudo systemctl stop electra_jax 2> /dev/null; sudo systemctl reset-failed electra_jax 2> /dev/null; true"
+  # Where one host's process has died, the others' units may still be up. A log of its own for each start, by which to tell how it ended.
+  on_hosts all "sudo systemctl stop electra_jax 2> /dev/null; sudo systemctl reset-failed electra_jax 2> /dev/null
+[ ! -e electra_jax/train.log ] || mv electra_jax/train.log electra_jax/train.before.log" || return
   local train=(.venv/bin/python -u -m electra_jax.train "--config=${OPTION[config]}" "--workdir=$WORKDIR" "${TRAIN_ARGS[@]}")
   on_hosts all "cd electra_jax && sudo systemd-run --unit=electra_jax --property=After=network-online.target \
 --property=LimitMEMLOCK=infinity --uid=\$(id -u) --working-directory=\$PWD --property=KillSignal=SIGTERM --property=KillMode=mixed --property=TimeoutStopSec=120 \

@@ -4,7 +4,7 @@
 # shellcheck source=launch/tpu.sh
 source "$(dirname "$0")/tpu.sh"
 
-parse "start watch status logs stop delete" "$TPU_OPTIONS poll=60 spot=true" "$@"
+parse "start watch status logs stop delete" "$TPU_OPTIONS poll=60 spot=true fresh=false" "$@"
 check_tpu_options
 
 request() {
@@ -54,25 +54,40 @@ prepare() {
   install && start_training
 }
 
+# The step of the newest checkpoint; nothing where there is none, or nobody answers.
+newest() {
+  { gcloud storage ls "$WORKDIR/checkpoints/" 2> /dev/null || true; } | { grep -oE '[0-9]+/$' || true; } | sort -n | tail -n 1
+}
+
 # Until the run is finished: waits for the slice, starts the run on it, makes it again when it is gone. A run that has
-# failed is started again, since a host that dies takes the others with it; three times without a step in between.
+# failed is started again, since a host that dies takes the others with it; three times without a checkpoint in between.
+# After a `start` (--fresh=true), a slice that is there already gets the code and the arguments of that `start` first.
 watch() {
-  local now doing failures=0
+  local now doing step last=none failures=0
   while true; do
     now=$(state)
     doing=
     [[ $now != ACTIVE ]] || doing=$(training)
     echo "$(date '+%F %T')  slice $now${doing:+, training $doing}"
+    if [[ $now == ACTIVE && ${OPTION[fresh]} == true && $doing != unreachable ]]; then
+      doing=fresh
+    fi
     case $now/$doing in
-      ACTIVE/finished) return 0 ;;
-      ACTIVE/running) failures=0 ;;
+      ACTIVE/fresh) if prepare; then OPTION[fresh]=false; else try false; fi ;;
+      ACTIVE/finished)
+        echo "the run is finished; the slice is charged for until it is deleted: $0 delete --name=${OPTION[name]} --zone=${OPTION[zone]}"
+        return 0
+        ;;
       ACTIVE/absent) try prepare ;;
       ACTIVE/preempted) try start_training ;;
       ACTIVE/failed)
+        step=$(newest)
+        [[ $step == "$last" ]] || failures=0
+        last=$step
         failures=$((failures + 1))
         if [[ $failures -gt 3 ]]; then
           try show_last_lines
-          die "the run has failed $failures times in a row: see $0 logs"
+          die "the run has failed $failures times without a checkpoint in between: see $0 logs; the slice stays until $0 delete"
         fi
         try start_training
         ;;
@@ -92,6 +107,7 @@ case $ACTION in
   start)
     check_start_options
     [[ $DRY_RUN == 0 ]] || request
+    OPTION[fresh]=true
     log=${OPTION[name]}.watch.log
     again=("$0" watch)
     for name in "${!OPTION[@]}"; do again+=("--$name=${OPTION[$name]}"); done

@@ -15,7 +15,7 @@ from etils import epath
 
 import task_data
 from conftest import ROOT, process_env, run_module
-from electra_jax import predict
+from electra_jax import export, predict
 from electra_jax.cli import load_finetune_config
 from electra_jax.errors import UserError
 from electra_jax.tasks import config as task_config
@@ -406,7 +406,7 @@ def test_minimal_pairs(place, tmp_path):
     said = run_module("minimal_pairs", "--init=pretrained", str(tmp_path / "pairs.jsonl"), cwd=place)
     assert said.stdout.strip().endswith("accuracy 0.3333 of 3 pairs; chance is 0.5"), said.stderr
     assert (
-        "left out 1 of the pairs: longer than the model" in said.stdout
+        "left out 1 of the pairs: longer than 32 tokens, the longest text trained on" in said.stdout
         and "1 of the pairs have one score twice" in said.stdout
     )
     with pytest.raises(UserError, match="generator has no discriminator with its head"):
@@ -497,6 +497,27 @@ def test_other_data_in_the_same_place_are_refused(place, tmp_path):
     assert again.returncode == 2 and "holds runs with data=" in again.stderr
     into = run_module("finetune", *flags, f"--workdir={place / 'pretrained'}", cwd=place)
     assert into.returncode == 2 and "holds a pretraining run" in into.stderr
+
+
+def test_a_fine_tuned_model_is_exported_with_its_rights(tiny_job, tmp_path, capsys):
+    from electra_jax.tasks.folder import write
+
+    job, about = tiny_job(), {"seed": 0, "step": 0, "metric": "f1", "figures": {}, "from": "x"}
+    write(tmp_path / "suite" / "cola" / "model", job.initial(0), job.encoder.model, job.kind, about)
+    given = [f"--workdir={tmp_path / 'suite' / 'cola'}", f"--out={tmp_path / 'out'}"]
+    for flags in (["--step=5"], ["--push_every_step", "--push_to=a/b"]):
+        with pytest.raises(UserError, match="a fine-tuned model has no steps"):
+            export.main([*given, *flags])
+    export.main([*given, "--license=mit", "--language=en,fr"])
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert (
+        card.startswith("---\nlicense: mit\nlanguage:\n- en\n- fr\nlibrary_name: transformers\n")
+        and card.count("---\n") == 2
+    )
+    for file in (tmp_path / "suite" / "cola" / "model").iterdir():
+        assert file.name == "README.md" or file.read_bytes() == (tmp_path / "out" / "model" / file.name).read_bytes()
+    with pytest.raises(UserError, match="has a model of each task; give one of the folders in it: cola"):
+        export.main([f"--workdir={tmp_path / 'suite'}", f"--out={tmp_path / 'other'}"])
 
 
 def test_predict_names_what_it_cannot_label(place, tiny_job, tmp_path):

@@ -21,7 +21,7 @@ class Hub:
     """Repositories as {name: {revision: {path: bytes}}}, and a server over them."""
 
     def __init__(self):
-        self.repos, self.objects, self.tokens, self.commits = {}, {}, set(), {}
+        self.repos, self.objects, self.tokens, self.commits, self.private = {}, {}, set(), {}, {}
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -89,6 +89,7 @@ class Hub:
         if name.startswith("forbidden/"):
             return {"error": "You have no right to create a model there"}
         self.repos.setdefault(name, {"main": {}})
+        self.private[name] = asked.get("private")
         return {"url": f"{self.address}/{name}", "name": name, "id": name}
 
     def branch(self, body, name, revision):
@@ -160,11 +161,19 @@ def test_publish_and_fetch(hub, tmp_path):
     (tmp_path / "out" / "private").mkdir(parents=True)
     (tmp_path / "out" / "private" / "notes.txt").write_text("not to be published")
     done = run(
-        hub, tmp_path, "electra_jax.export", "--workdir=run", "--out=out", "--push_to=ours/fox", "--push_every_step"
+        hub,
+        tmp_path,
+        "electra_jax.export",
+        "--workdir=run",
+        "--out=out",
+        "--push_to=ours/fox",
+        "--push_every_step",
+        "--private",
     )
     assert done.returncode == 0, done.stderr
     assert hub.tokens == {"Bearer hf_test"} | (hub.tokens & {None})
-    assert set(hub.repos) == {"ours/fox-discriminator", "ours/fox-generator"}
+    assert hub.private == {"ours/fox-discriminator": True, "ours/fox-generator": True}
+    assert set(hub.repos) == set(hub.private)
     for name, revisions in hub.repos.items():
         assert set(revisions) == {"main", "step-3", "step-5"}
         local = tmp_path / "out" / name.rpartition("-")[2]
@@ -185,6 +194,12 @@ def test_publish_and_fetch(hub, tmp_path):
     third = restored(tmp_path / "third")[1].params["generator"]["output_bias"]
     last = restored(tmp_path / "back")[1].params["generator"]["output_bias"]
     assert abs(float((last - third).mean()) - 2) < 1e-4
+    assert (
+        'from_pretrained("ours/fox-discriminator")' in hub.repos["ours/fox-discriminator"]["main"]["README.md"].decode()
+    )
+    (tmp_path / "pairs.jsonl").write_text('{"sentence_good": "The fox jumps.", "sentence_bad": "Fox the jumps."}\n')
+    done = run(hub, tmp_path, "electra_jax.minimal_pairs", "--init=ours/fox-discriminator", "pairs.jsonl")
+    assert done.returncode == 0 and "of 1 pairs" in done.stdout, done.stderr
     for part in ("discriminator", "generator"):
         one, other = (tmp_path / out / part / "model.safetensors" for out in ("out", "out2"))
         assert one.read_bytes() == other.read_bytes()
@@ -194,12 +209,12 @@ def test_what_the_hub_refuses_is_one_line(hub, tmp_path):
     make_run(tmp_path / "run", steps=(3,))
     done = run(hub, tmp_path, "electra_jax.export", "--workdir=run", "--out=out", "--push_to=forbidden/fox")
     assert done.returncode == 2
-    assert "forbidden/fox-discriminator: the Hugging Face Hub refused" in done.stderr.splitlines()[-1]
+    assert "--push_to=forbidden/fox-discriminator; the Hugging Face Hub refused" in done.stderr.splitlines()[-1]
     assert "no right to create" in done.stderr.splitlines()[-1]
     assert (tmp_path / "out" / "generator").is_dir()  # the export itself is done
     done = run(hub, tmp_path, "electra_jax.import_checkpoint", "--from=ours/absent", "--workdir=back")
     assert done.returncode == 2
-    assert "--from=ours/absent: the Hugging Face Hub refused" in done.stderr.splitlines()[-1]
+    assert "--from=ours/absent: there is no such folder; the Hugging Face Hub refused" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "back").exists()
     done = run(hub, tmp_path, "electra_jax.export", "--workdir=run", "--out=out", "--push_to=nothing")
     assert done.returncode == 2

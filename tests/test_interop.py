@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from conftest import ROOT, embedded_documents, process_env, small_config
-from electra_jax import export, import_checkpoint
+from electra_jax import export, import_checkpoint, minimal_pairs, predict, report
 from electra_jax.config import ModelConfig, TokenizerConfig
+from electra_jax.config_values import FREE
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import UserError
 from electra_jax.interop import huggingface, tokenizer_files
@@ -96,6 +98,61 @@ def test_token_ids_equal_auto_tokenizers(kind, lowercase, embedded_texts, tmp_pa
     special = [theirs.pad_token_id, theirs.unk_token_id, theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id]
     assert special == list(made.special)
     assert tokenizer_lib.digest(tokenizer_files.read(tmp_path, TokenizerConfig())) == tokenizer_lib.digest(made)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_text_after_a_mask_has_the_ids_of_training(kind, embedded_texts, tmp_path):
+    made = tokenizer_lib.train(TokenizerConfig(kind=kind, vocab_size=900), embedded_texts)
+    tokenizer_files.write(made, tmp_path, 128)
+    (tmp_path / "config.json").write_text('{"model_type": "electra"}')
+    theirs, mask = transformers.AutoTokenizer.from_pretrained(tmp_path), made.special.mask
+    for before, after in (("la ", "."), ("the city", " of the"), ("It ", ", which"), ("a", " b ")):
+        one, whole = (made.encode_batch([text])[0].tolist() for text in (before.rstrip(), before.rstrip() + after))
+        assert whole[: len(one)] == one  # nothing is merged over the place of the mask
+        expected = [made.special.cls, *one, mask, *whole[len(one) :], made.special.sep]
+        assert theirs(f"{before}[MASK]{after}")["input_ids"] == expected, (before, after)
+
+
+def test_tokenizers_by_other_rules_are_refused(embedded_texts, tmp_path):
+    """Their ids would be others than those the model was trained on."""
+    made = tokenizer_lib.train(TokenizerConfig(vocab_size=900), embedded_texts)
+    tokenizer_files.write(made, tmp_path, 128)
+    config, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("tokenizer_config", "tokenizer"))
+
+    def read(config, whole):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+        return tokenizer_files.read(tmp_path, TokenizerConfig())
+
+    assert tokenizer_lib.digest(read(config, whole)) == tokenizer_lib.digest(made)
+    # Cut and padded by their file, and with a class that says nothing: still the same ids.
+    padded = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+              "pad_token": "[PAD]"}  # fmt: skip
+    cut = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    read(config | {"tokenizer_class": "TokenizersBackend"}, whole | {"padding": padded, "truncation": cut})
+    # transformers goes by tokenizer_config.json where the two differ.
+    assert not read(config | {"do_lower_case": False, "strip_accents": False}, whole).lowercase
+    for other in (
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]}},
+        {"pre_tokenizer": {"type": "WhitespaceSplit"}},
+        {"model": whole["model"] | {"continuing_subword_prefix": "@@"}},
+    ):
+        with pytest.raises(
+            UserError, match="tokenizer.json cuts text by rules that the tokenizer here does not have: of "
+        ):
+            read(config, whole | other)
+    with pytest.raises(UserError, match="tokenizer.json is no tokenizer"):
+        read(config, {"model": 3} | {"version": 5})
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "BertJapaneseTokenizer"}))
+    with pytest.raises(UserError, match="its tokenizer is a BertJapaneseTokenizer"):
+        tokenizer_files.read(tmp_path, TokenizerConfig())
+
+
+@pytest.mark.parametrize(("said", "expected"), [(None, 512), (10**30, 512), (1e30, 512), (64, 64), ("long", 512)])
+def test_length_by_the_tokenizer(said, expected, tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": said}))
+    assert tokenizer_files.max_length(tmp_path, 512) == expected
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +353,16 @@ def test_every_setting_of_the_model_is_exported_or_refused():
     huggingface.refuse_inexpressible(made())
     with pytest.raises(UserError, match="config.model.rotary=True: Hugging Face's ELECTRA cannot express it"):
         huggingface.refuse_inexpressible(made(rotary=True))
+    for field in dataclasses.fields(ModelConfig):  # how it was computed makes no other model
+        if field.metadata["on_resume"] == FREE:
+            for value in typing.get_args(typing.get_type_hints(ModelConfig)[field.name]):
+                huggingface.refuse_inexpressible(ModelConfig(**{field.name: value}))
+
+
+@pytest.mark.parametrize("module", [export, predict, minimal_pairs, report])
+def test_commands_without_a_configuration_take_no_overrides(module):
+    with pytest.raises(UserError, match="--config.model.nonsense=3: this command has no configuration"):
+        module.main(["--config.model.nonsense=3", "--workdir=x", "--out=y", "--model=x", "--init=x", "x"])
 
 
 def test_a_place_that_cannot_be_written_to(exported, tmp_path):

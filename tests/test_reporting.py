@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from etils import epath
 
+from electra_jax import storage
 from electra_jax.objectives.losses import Mean
+from electra_jax.reporting import writers
 from electra_jax.reporting.health import Health
 from electra_jax.reporting.profile import profiled
 from electra_jax.reporting.reporter import NotFinite, Reporter
-from electra_jax.reporting.writers import Console, JsonLines
+from electra_jax.reporting.writers import Console, JsonLines, TensorBoard
 
 
 class Recorder:
@@ -99,6 +101,56 @@ def test_json_lines_are_cut_back(tmp_path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(10, 10.0), (20, 20.0), (30, 31.0)]
     assert rows[0]["odd"] is None
+
+
+def events(directory):
+    """(step, tag, value) of each scalar in a directory's event files, and the steps from which earlier ones are hidden."""
+    from tensorboardX.proto import event_pb2
+
+    scalars, hidden_from = [], []
+    for path in sorted(directory.iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            size = int.from_bytes(data[at : at + 8], "little")
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
+            scalars += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            hidden_from += [event.step] if event.HasField("session_log") else []
+            at += 16 + size
+    return scalars, hidden_from
+
+
+def test_events_are_there_as_soon_as_they_are_written(tmp_path):
+    """A run that is killed closes nothing."""
+    writer = TensorBoard(tmp_path, 20)
+    writer.write(30, {"loss": 2.0, "eval/disc_auc": 0.5})
+    assert events(tmp_path) == ([(30, "train/loss", 2.0), (30, "eval/disc_auc", 0.5)], [21])
+
+
+def test_a_bucket_that_fails_for_a_moment_costs_a_run_nothing(tmp_path, monkeypatch, capsys):
+    is_down, write = True, storage.write
+
+    def upload(path, content):
+        if is_down:
+            raise OSError("412 Precondition Failed")
+        write(path, content)
+
+    monkeypatch.setattr(storage, "is_remote", lambda path: True)
+    monkeypatch.setattr(writers.storage, "write", upload)
+    (tmp_path / "tensorboard").mkdir()
+    made = [JsonLines(epath.Path(tmp_path / "metrics.jsonl"), 0), TensorBoard(epath.Path(tmp_path / "tensorboard"), 0)]
+    for step in (10, 20):
+        for writer in made:
+            writer.write(step, {"loss": float(step)})
+            writer.flush()
+    said = capsys.readouterr().out
+    assert said.count("could not be written (412 Precondition Failed); tried again with the next checkpoint") == 5
+    assert not (tmp_path / "metrics.jsonl").exists() and not list((tmp_path / "tensorboard").iterdir())
+    is_down = False
+    for writer in made:
+        writer.close()
+    assert [row["loss"] for row in writers.rows(tmp_path / "metrics.jsonl")] == [10, 20]
+    monkeypatch.setattr(storage, "is_remote", lambda path: False)
+    assert events(tmp_path / "tensorboard")[0] == [(10, "train/loss", 10), (20, "train/loss", 20)]
 
 
 def test_throughput_leaves_pauses_out(monkeypatch):

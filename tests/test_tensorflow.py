@@ -157,6 +157,15 @@ def test_a_run_that_would_be_over_is_told(original, tmp_path, capsys):
     assert "raise train.num_train_steps, 50, above that step" in capsys.readouterr().out
 
 
+def test_heads_that_are_not_64_wide_are_said_by_hand(original, tmp_path, capsys):
+    given = [f"--from={original}", *SETTINGS]
+    import_checkpoint.main([*given, f"--workdir={tmp_path / 'one'}"])
+    assert "taken for granted: 1 attention heads of 64" in capsys.readouterr().out
+    import_checkpoint.main([*given, f"--workdir={tmp_path / 'two'}", "--config.model.num_attention_heads=2"])
+    assert "taken for granted" not in capsys.readouterr().out
+    assert restored(tmp_path / "two")[0].config.model.num_attention_heads == 2
+
+
 def test_moments_that_are_missing_start_at_zero_and_are_named(state, tmp_path, capsys):
     variables, moments = original_names(state.params), next(x for x in state.opt_state if isinstance(x, Moments))
     for suffix, tree in (("adam_m", moments.mu), ("adam_v", moments.nu)):

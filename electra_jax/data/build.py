@@ -119,13 +119,17 @@ def _alone(name: str, root: epath.Path, say: Say) -> Iterator[None]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         place = tempfile.gettempdir() if storage.is_remote(root) else root
-        lock = filelock.FileLock(os.path.join(place, f".electra_jax-{storage.fingerprint(os.fspath(root))}.lock"))
+        name = f".electra_jax-{storage.fingerprint(os.fspath(root))}.lock"
+        lock = filelock.FileLock(os.path.join(place, name), fallback_to_soft=False)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             say(f"waiting for another run that prepares data in {root}")
             lock.acquire()
-        except PermissionError:  # somebody else's: what is ready there can be read all the same
+        except (
+            OSError,
+            NotImplementedError,
+        ):  # somebody else's, or no locks there: what is ready can be read all the same
             pass
         try:
             yield

@@ -73,11 +73,12 @@ def pipeline(proto: sentencepiece_model_pb2.ModelProto, pieces: Sequence[str]) -
         )  # fmt: skip
     steps = [normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []
     if rules.remove_extra_whitespaces:
-        # Not normalizers.Strip(): it takes other white space than U+0020 away as well.
-        steps += [normalizers.Replace(tokenizers.Regex(form), to) for form, to in (("^ +| +$", ""), (" {2,}", " "))]
+        # Not normalizers.Strip(): it takes other white space than U+0020 away as well. One space in front stays, which is
+        # the dummy prefix: of the text after a [MASK], it tells a new word from the rest of one.
+        steps += [normalizers.Replace(tokenizers.Regex(form), to) for form, to in ((" +$", ""), (" {2,}", " "))]
     if steps:
         made.normalizer = normalizers.Sequence(steps)
-    prepend = "always" if rules.add_dummy_prefix else "never"
+    prepend = "first" if rules.add_dummy_prefix else "never"
     made.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=prepend, split=False)
     made.decoder = decoders.Metaspace("▁", prepend_scheme=prepend, split=False)
     return made

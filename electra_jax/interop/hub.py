@@ -17,13 +17,20 @@ def is_name(text: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None
 
 
-def fetch(name: str, revision: str | None = None) -> Path:
+def fetch(flag: str, text: str) -> Path:
     """The folder of a model from the Hub, from the local cache if it is there.
+
+    Args:
+      flag: that named it, for messages.
+      text: ORG/NAME or ORG/NAME@REVISION.
 
     Raises:
       UserError: where it cannot be had.
     """
-    hub = _hub(f"--from={name}")
+    what = f"{flag}={text}: there is no such folder"
+    hub = _hub(what)
+    name, _, revision = text.partition("@")
+    revision = revision or None
 
     def download() -> Path:
         folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=_FILES))
@@ -31,20 +38,20 @@ def fetch(name: str, revision: str | None = None) -> Path:
             hub.snapshot_download(name, revision=revision, allow_patterns=["pytorch_model.bin"])
         return folder
 
-    return _ask(f"--from={name}", download)
+    return _ask(what, download)
 
 
-def publish(folder: Path, name: str, revision: str, message: str) -> str:
-    """Uploads `folder` as a revision of a model, made if it does not exist; returns its address.
+def publish(folder: Path, name: str, revision: str, message: str, is_private: bool) -> str:
+    """Uploads `folder` as a revision of a model, made if it does not exist, private or not; returns its address.
 
     Raises:
       UserError: where the Hub refuses or cannot be reached.
     """
-    what = f"--push_to: {name}"
+    what = f"--push_to={name}"
     api = _hub(what).HfApi()
 
     def push() -> str:
-        url = api.create_repo(name, exist_ok=True)
+        url = api.create_repo(name, private=is_private, exist_ok=True)
         if revision != "main":
             api.create_branch(name, branch=revision, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, revision=revision, commit_message=message)
@@ -57,7 +64,7 @@ def _hub(what: str):
     try:
         import huggingface_hub
     except ImportError:
-        raise UserError(f"{what}: needs huggingface_hub; pip install 'electra_jax[hub]'") from None
+        raise UserError(f"{what}; the Hugging Face Hub needs huggingface_hub: pip install 'electra_jax[hub]'") from None
     return huggingface_hub
 
 
@@ -66,4 +73,4 @@ def _ask(what: str, call: Callable[[], Result]) -> Result:
         return call()
     except Exception as error:  # the Hub's own errors, and those of whatever HTTP library it uses
         text = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{what}: the Hugging Face Hub refused or cannot be reached ({text[:300]})") from None
+        raise UserError(f"{what}; the Hugging Face Hub refused or cannot be reached ({text[:300]})") from None

@@ -35,9 +35,10 @@ class Model(NamedTuple):
     part: str  # "generator" or "discriminator"
 
 
-# All that the exported configuration and weights say, and what has no meaning after training.
+# All that the exported configuration and weights say, and how it was computed, which makes no other model.
 _EXPRESSED = {
-    *_SIZES, *_SETTINGS, "towers", "tied_embeddings", "generator_hidden_size", "generator_layers", "dtype", "remat",
+    *_SIZES, *_SETTINGS, "towers", "tied_embeddings", "generator_hidden_size", "generator_layers",
+    "dtype", "remat", "attention", "unroll",
 }  # fmt: skip
 
 

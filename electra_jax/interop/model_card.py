@@ -20,6 +20,7 @@ class Run(NamedTuple):
     languages: Sequence[str]
     license: str
     is_import: bool  # weights of another program, not trained here since
+    name: str  # on the Hub, or empty
 
 
 def text(run: Run, part: str, architecture: str) -> str:
@@ -27,10 +28,18 @@ def text(run: Run, part: str, architecture: str) -> str:
     return "\n".join([*_head(run, part, architecture), *_body(run, part, architecture)])
 
 
+# In the place of a model's name while it has none.
+NO_NAME = "PATH_OR_NAME"
+
+
+def rights(license_name: str, languages: Sequence[str]) -> list[str]:
+    """The lines of the head that only the publisher knows."""
+    named = ["language:", *(f"- {language}" for language in languages)] if languages else []
+    return [f"license: {license_name}", *named]
+
+
 def _head(run: Run, part: str, architecture: str) -> list[str]:
-    lines = ["---", "library_name: transformers", f"license: {run.license}"]
-    if run.languages:
-        lines += ["language:", *(f"- {language}" for language in run.languages)]
+    lines = ["---", "library_name: transformers", *rights(run.license, run.languages)]
     lines += ["tags:", "- electra", "- electra_jax"]
     lines += [f"pipeline_tag: {'fill-mask' if part == 'generator' else 'feature-extraction'}"]
     if run.config.data.source == "embedded" and not run.is_import:
@@ -58,8 +67,8 @@ def _body(run: Run, part: str, architecture: str) -> list[str]:
         "```python",
         f"from transformers import AutoTokenizer, {architecture}",
         "",
-        'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")',
-        f'model = {architecture}.from_pretrained("PATH_OR_NAME")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{run.name or NO_NAME}")',
+        f'model = {architecture}.from_pretrained("{run.name or NO_NAME}")',
         "```",
         "",
         f"{run.parameters:,} parameters.",

@@ -77,10 +77,19 @@ def from_hugging_face(folders: list[Path], base: ModelConfig) -> Source:
     return Source(path, config, _pieces(config, HUGGING_FACE, bodies), {}, 0)
 
 
-def from_tensorflow(path: Path, base: ModelConfig) -> Source:
-    """A checkpoint of the original code, by its prefix; raises `UserError` where it is none or damaged."""
+def from_tensorflow(path: Path, base: ModelConfig, heads: int | None = None) -> Source:
+    """A checkpoint of the original code.
+
+    Args:
+      path: the prefix of its files.
+      base: for what it does not determine.
+      heads: of the discriminator's attention, where they are not 64 wide.
+
+    Raises:
+      UserError: where it is none, or damaged.
+    """
     checkpoint = tensorflow.read(path)
-    discriminator, generator = (tensorflow.sizes(checkpoint, tower) for tower in ("electra", "generator"))
+    discriminator, generator = tensorflow.sizes(checkpoint, "electra", heads), tensorflow.sizes(checkpoint, "generator")
     if discriminator is None:
         raise UserError(f"{path} has no electra/encoder: it is not a checkpoint of the original ELECTRA code")
     has_heads = [

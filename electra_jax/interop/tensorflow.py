@@ -70,12 +70,13 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, Weights(names, get), step)
 
 
-def sizes(checkpoint: Checkpoint, tower: str) -> dict[str, Any] | None:
+def sizes(checkpoint: Checkpoint, tower: str, heads: int | None = None) -> dict[str, Any] | None:
     """A tower's sizes by the names of `ModelConfig`, read off its variables; None where it has none.
 
     Args:
       checkpoint: as read.
       tower: "electra" (the discriminator) or "generator".
+      heads: of its attention, which nothing in the file tells; without them the original's rule.
     """
     weights, names = checkpoint.weights, checkpoint.weights.names()
     layers = {int(m[1]) for name in names if (m := re.match(rf"{tower}/encoder/layer_(\d+)/", name))}
@@ -96,7 +97,7 @@ def sizes(checkpoint: Checkpoint, tower: str) -> dict[str, Any] | None:
         "embedding_size": tables["word_embeddings"].shape[1],
         "hidden_size": hidden,
         "num_hidden_layers": max(layers) + 1,
-        "num_attention_heads": max(1, hidden // 64),  # the original's rule; nothing in the file tells
+        "num_attention_heads": heads or max(1, hidden // 64),
         "intermediate_size": intermediate,
         "max_position_embeddings": tables["position_embeddings"].shape[0],
         "type_vocab_size": tables["token_type_embeddings"].shape[0],

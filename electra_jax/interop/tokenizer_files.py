@@ -66,9 +66,9 @@ def read(folder: Path, default: TokenizerConfig) -> Tokenizer | None:
     Raises:
       UserError: where it lacks a special token, or is damaged.
     """
-    if (folder / _SENTENCEPIECE_FILE).is_file():
-        return SentencePiece((folder / _SENTENCEPIECE_FILE).read_bytes())
     config, whole = (_read_json(folder / name) for name in ("tokenizer_config.json", "tokenizer.json"))
+    if (folder / _SENTENCEPIECE_FILE).is_file():
+        return _checked(SentencePiece((folder / _SENTENCEPIECE_FILE).read_bytes()), folder, whole)
     normalizer = whole.get("normalizer") or {}
     model = whole.get("model") or {}
     if (folder / "vocab.txt").is_file():
@@ -88,12 +88,55 @@ def read(folder: Path, default: TokenizerConfig) -> Tokenizer | None:
             raise UserError(f"{folder}: its tokenizer has {name}={not supported}, which the tokenizer here cannot do")
     lowercase = config.get("do_lower_case", normalizer.get("lowercase", default.lowercase))
     strip_accents = config.get("strip_accents", normalizer.get("strip_accents", default.strip_accents))
-    return WordPiece(vocabulary, lowercase, strip_accents)
+    kind = config.get("tokenizer_class")
+    if not whole and kind not in _WORDPIECE_CLASSES:  # with a tokenizer.json its ids tell
+        raise UserError(
+            f"{folder}: its tokenizer is a {kind}, which cuts text by rules that the tokenizer here does not have"
+        )
+    return _checked(WordPiece(vocabulary, lowercase, strip_accents), folder, whole)
+
+
+_WORDPIECE_CLASSES = (None, "BertTokenizer", "BertTokenizerFast", "ElectraTokenizer", "ElectraTokenizerFast")
+# What the rules of tokenizers differ in: case, accents, joined letters, other scripts, punctuation, white space, digits.
+_PROBES = (
+    "The quick brown fox, it's said, jumped over 12,345 LAZY dogs in the U.S.A.!",
+    "Où étiez-vous, Zoë? Straße; e\u0301cole ﬁne İstanbul naïve",
+    "  two  spaces\tand a tab, non\u00a0breaking, soft\u00adhyphen ",
+    "東京都に住む人々 がぎぐ हिन्दी 한국어 Привет, мир",
+)
+
+
+def _checked(tokenizer: Tokenizer, folder: Path, whole: dict[str, Any]) -> Tokenizer:
+    """`tokenizer`, if it gives the ids of the folder's `tokenizer.json` (`whole`, empty where there is none)."""
+    if not whole:
+        return tokenizer
+    path, normalizer = folder / "tokenizer.json", whole.get("normalizer") or {}
+    if isinstance(tokenizer, WordPiece) and normalizer.get("type") == "BertNormalizer":
+        # As transformers does: where tokenizer_config.json says otherwise, that counts.
+        named = {"lowercase": tokenizer.lowercase, "strip_accents": tokenizer.strip_accents}
+        whole = whole | {"normalizer": normalizer | named}
+    try:
+        theirs = tokenizers.Tokenizer.from_str(json.dumps(whole))
+    except Exception as error:  # the library has one kind for all
+        raise UserError(f"{path} is no tokenizer ({error})") from None
+    theirs.no_truncation()
+    theirs.no_padding()
+    for text, ours in zip(_PROBES, tokenizer.encode_batch(_PROBES)):
+        found = theirs.encode(text, add_special_tokens=False).ids
+        if found != list(ours):
+            at = next((i for i, (a, b) in enumerate(zip(found, ours)) if a != b), min(len(found), len(ours)))
+            shown, other = (theirs.decode(list(ids[at : at + 6]), skip_special_tokens=False) for ids in (found, ours))
+            raise UserError(
+                f"{path} cuts text by rules that the tokenizer here does not have: of {text!r} it makes {shown!r} where "
+                f"this one makes {other!r}"
+            )
+    return tokenizer
 
 
 def max_length(folder: Path, positions: int) -> int:
     """Tokens that a model in a Hugging Face folder is for, by its tokenizer; where that does not say, all its positions."""
-    return min(_read_json(folder / "tokenizer_config.json").get("model_max_length", positions), positions)
+    said = _read_json(folder / "tokenizer_config.json").get("model_max_length")
+    return min(int(said), positions) if isinstance(said, int | float) and said >= 1 else positions
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -30,6 +30,14 @@ class Weights:
         return np.asarray(self._read(name), np.float32) if name in self._names else None
 
 
+_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether a folder has a configuration and weights that `open_folder` takes."""
+    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in _FILES)
+
+
 def open_folder(folder: Path) -> Weights:
     """The weights of a Hugging Face folder: safetensors, in one file or several, or else `pytorch_model.bin`.
 

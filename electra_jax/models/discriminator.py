@@ -24,4 +24,4 @@ class Discriminator(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """`[B, L, D] -> [B, L]` float32; above 0 where a token looks replaced."""
-        return self.head_output(gelu(self.head(hidden)))[..., 0].astype(jnp.float32)
+        return self.head_output(gelu(self.head(hidden)), dtype=jnp.float32)[..., 0]

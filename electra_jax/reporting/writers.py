@@ -4,9 +4,12 @@ import importlib.util
 import json
 import math
 import secrets
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import tqdm
@@ -80,8 +83,10 @@ class JsonLines:
 
     def _rewrite(self) -> None:
         text = "".join(json.dumps(row) + "\n" for row in self._rows)
-        storage.write(self._path, text)
-        if not self._is_remote:
+        if self._is_remote:
+            _copy_to_bucket(self._path, text)
+        else:
+            storage.write(self._path, text)
             self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - epath's own takes no buffering
 
 
@@ -90,39 +95,64 @@ def is_evaluated(path: epath.Path, step: int) -> bool:
     return any(row["step"] == step and any(name.startswith("eval/") for name in row) for row in rows(path))
 
 
-def _tensorboardx() -> Any:
-    """tensorboardX, which would load torch where that is installed: seconds, for what no scalar needs."""
+def _copy_to_bucket(path: epath.Path, content: bytes | str) -> None:
+    """Writes a file into a bucket. A run is worth more than its reports: where that fails, the next `flush` tries again."""
+    try:
+        storage.write(path, content)
+    except Exception as error:  # each kind of storage has its own
+        print(f"WARNING: {path} could not be written ({error}); tried again with the next checkpoint", flush=True)
+
+
+def _tensorboardx() -> tuple[Any, Any, Any]:
+    """tensorboardX's writer, `Event` and `Summary`, without torch, which it would load: seconds, for what no scalar needs."""
     is_loaded = "torch" in sys.modules
     if not is_loaded:
         sys.modules["torch"] = None
     try:
-        import tensorboardX
+        from tensorboardX import event_file_writer
+        from tensorboardX.proto import event_pb2, summary_pb2
     finally:
         if not is_loaded:
             del sys.modules["torch"]
-    return tensorboardX
+    return event_file_writer.EventsWriter, event_pb2, summary_pb2.Summary
 
 
 class TensorBoard:
-    """TensorBoard events, without TensorFlow."""
+    """TensorBoard events, without TensorFlow: a file for each start, in a bucket written anew with each `flush`.
+
+    Written here and now, not by tensorboardX's `SummaryWriter`: its thread loses what a run that is killed reported last,
+    and where it fails, as an upload may, the run waits for it without end.
+    """
 
     def __init__(self, directory: epath.Path, resume_step: int):
-        tensorboardX = _tensorboardx()
-        self._is_remote = storage.is_remote(directory)
+        self._remote = directory if storage.is_remote(directory) else None
+        self._local = Path(tempfile.mkdtemp(prefix="tensorboard-") if self._remote else directory)
+        self._local.mkdir(parents=True, exist_ok=True)
+        make_writer, self._events, self._summary = _tensorboardx()
+        self._writer = make_writer(str(self._local / "events"))
         # What an interrupted run wrote beyond `resume_step` is hidden by TensorBoard.
-        self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=resume_step + 1, write_to_disk=True)
+        begin = self._events.SessionLog(status=self._events.SessionLog.START)
+        self._add(step=resume_step + 1, session_log=begin)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
-            self._writer.add_scalar(name if "/" in name else f"train/{name}", value, step)
-        if not self._is_remote:
-            self._writer.flush()  # a run that is killed keeps what it reported
+        named = {name if "/" in name else f"train/{name}": float(value) for name, value in figures.items()}
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in named.items()]
+        self._add(step=step, summary=self._summary(value=values))
+
+    def _add(self, **event: Any) -> None:
+        self._writer.write_event(self._events.Event(wall_time=time.time(), **event))
+        self._writer.flush()
 
     def flush(self) -> None:
-        self._writer.flush()
+        if self._remote:
+            for file in self._local.iterdir():
+                _copy_to_bucket(self._remote / file.name, file.read_bytes())
 
     def close(self) -> None:
         self._writer.close()
+        self.flush()
+        if self._remote:
+            shutil.rmtree(self._local)
 
 
 class WeightsAndBiases:

@@ -118,7 +118,7 @@ class FinetuneConfig:
     optimizer: FinetuneOptimizerConfig = FinetuneOptimizerConfig()
     train: FinetuneTrainConfig = FinetuneTrainConfig()
     evaluation: FinetuneEvaluationConfig = FinetuneEvaluationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig(save_interval_steps=1000, max_to_keep=1)
+    checkpoint: CheckpointConfig = CheckpointConfig(max_to_keep=1)
     reporting: ReportingConfig = ReportingConfig()
     mesh: MeshConfig = MeshConfig()
 

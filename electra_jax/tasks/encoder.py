@@ -12,7 +12,7 @@ from electra_jax.config import Config, MeshConfig, ModelConfig, TokenizerConfig
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.encoding import Tokenizer
 from electra_jax.errors import UserError
-from electra_jax.interop import importing, sources, tokenizer_files
+from electra_jax.interop import hub, importing, sources, tokenizer_files, weights
 from electra_jax.models.electra import Architecture, Params
 from electra_jax.training import checkpoint
 from electra_jax.training.partitioning import make_mesh
@@ -44,10 +44,10 @@ class Encoder:
 
 
 def load(path: str, with_head: bool = False) -> Encoder:
-    """The encoder that `DIR[@STEP]` names: a work directory of `train` or `import_checkpoint`, or a model's folder.
+    """The encoder of a work directory of `train` or `import_checkpoint`, of a model's folder, or on the Hugging Face Hub.
 
     Args:
-      path: to look at.
+      path: DIR[@STEP], or ORG/NAME[@REVISION] where there is no such folder.
       with_head: with the discriminator's head, as a whole model of pretraining; else what fine-tuning begins with,
         `{"shared", "discriminator": {"encoder"}}`.
 
@@ -56,17 +56,19 @@ def load(path: str, with_head: bool = False) -> Encoder:
     """
     folder = Path(path).expanduser()
     for place in (folder / "discriminator", folder / "model", folder):
-        if (place / "config.json").is_file() and (place / "model.safetensors").is_file():
+        if weights.is_folder(place):
             return _of_folder(place, with_head)
     is_workdir = (epath.Path(path.rpartition("@")[0] or path).expanduser() / "checkpoints").is_dir() or (
         epath.Path(path).expanduser() / "checkpoints"
     ).is_dir()
-    if not is_workdir:
-        raise UserError(
-            f"--init={path}: neither a work directory (with checkpoints/) nor a model's folder (with config.json and "
-            "model.safetensors); import_checkpoint makes a work directory of other weights"
-        )
-    return _of_run(path, with_head)
+    if is_workdir:
+        return _of_run(path, with_head)
+    if hub.is_name(path.partition("@")[0]) and not folder.exists():
+        return _of_folder(hub.fetch("--init", path), with_head)
+    raise UserError(
+        f"--init={path}: neither a work directory (with checkpoints/) nor a model's folder (with config.json and its weights) "
+        "nor a name on the Hub; import_checkpoint makes a work directory of a TensorFlow checkpoint"
+    )
 
 
 def _of_run(path: str, with_head: bool) -> Encoder:

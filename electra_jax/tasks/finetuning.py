@@ -92,8 +92,8 @@ class _Run:
                 self._interrupts, is_due, self._is_over,
             )  # fmt: skip
         finally:
-            reporter.close()
             checkpoints.close()
+            reporter.close()
         if end == loop.End.NOT_FINITE:
             raise RunFailed(
                 f"step {int(state.failed_step)} of seed {self._seed} gave a loss or gradient that is not finite; lower "

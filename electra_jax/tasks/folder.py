@@ -12,6 +12,7 @@ from electra_jax import config_values, storage
 from electra_jax.config import ModelConfig
 from electra_jax.errors import UserError
 from electra_jax.interop import huggingface, names, tokenizer_files
+from electra_jax.interop.model_card import NO_NAME
 from electra_jax.interop.names import HUGGING_FACE
 from electra_jax.interop.weights import read_json
 from electra_jax.models.electra import Params
@@ -68,8 +69,8 @@ def _card(kind: Kind, saved: dict[str, Any]) -> str:
     lines += [f"pipeline_tag: {_PIPELINES[kind.head]}", "---", "", f"# ELECTRA, fine-tuned: {task.kind}", ""]
     lines += [f"From {shown_origin(saved['from'])}, by [electra_jax](https://github.com/OWNER/electra_jax).", ""]
     lines += ["```python", f"from transformers import AutoTokenizer, {architecture}", ""]
-    lines += ['tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")']
-    lines += [f'model = {architecture}.from_pretrained("PATH_OR_NAME")', "```", ""]
+    lines += [f'tokenizer = AutoTokenizer.from_pretrained("{NO_NAME}")']
+    lines += [f'model = {architecture}.from_pretrained("{NO_NAME}")', "```", ""]
     lines += [
         f"Texts of up to {task.max_length} tokens. Figures of this seed ({saved['seed']}):",
         "",

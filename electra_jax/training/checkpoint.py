@@ -7,6 +7,7 @@ tokenizer/            JSON: the tokenizer
 
 import functools
 import json
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -57,20 +58,28 @@ class Checkpoints:
         kept = [checkpoint_managers.LatestN(policy.max_to_keep)]
         kept += [checkpoint_managers.EveryNSteps(policy.keep_period)] if policy.keep_period else []
         kept += [checkpoint_managers.CustomSteps([landmark])] if landmark else []
+        intervals = [steps for steps in (policy.save_interval_steps, policy.keep_period) if steps]
         options = ocp.CheckpointManagerOptions(
-            should_save_fn=lambda step, last: step % policy.save_interval_steps == 0 or step == landmark,
+            should_save_fn=lambda step, last: step == landmark or any(step % steps == 0 for steps in intervals),
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(storage.absolute(directory), options=options)
+        self._seconds = 60 * policy.save_interval_minutes
+        self._last_time, self._last_step = time.monotonic(), 0
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint."""
         return self._manager.latest_step()
 
-    def should_save(self, step: int) -> bool:
-        """Whether the policy wants `step` saved."""
-        return self._manager.should_save(step)
+    def is_due(self) -> bool:
+        """Whether the last one is so long ago, by the clock of this process."""
+        return bool(self._seconds) and time.monotonic() - self._last_time >= self._seconds
+
+    def should_save(self, step: int, is_due: bool) -> bool:
+        """Whether `step` is to be saved, as one that always is, or since one `is_due`, as all processes have agreed."""
+        # What was agreed while the last one was being made still speaks of that.
+        return (is_due and step > self._last_step + 1) or self._manager.should_save(step)
 
     def save(self, state: TrainState, saved: Saved) -> None:
         """Saves `state` as step `saved.step`; returns once it is copied, before it is written."""
@@ -85,6 +94,7 @@ class Checkpoints:
             tokenizer=ocp.args.JsonSave(saved.tokenizer),
         )
         self._manager.save(saved.step, args=items, force=True)
+        self._last_time, self._last_step = time.monotonic(), saved.step
 
     def close(self) -> None:
         """Waits until everything is written."""

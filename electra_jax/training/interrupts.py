@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, and runs that stand still."""
+"""What all processes agree upon between two steps: signals that ask a run to stop, saves that are due by the clock."""
 
 import faulthandler
 import signal
@@ -17,6 +17,8 @@ class Interrupts:
     goes by the result of the poll before: with a poll a step, that has been computed when the step before has, which the
     reporter waits for anyway. All processes poll at the same points of the program, so they stop at the same point.
 
+    In the same way process 0, whose clock counts, tells the others that a checkpoint is due.
+
     A second Ctrl-C stops a single process at once. Without a poll for `hang_timeout` seconds (0: never) the stacks of
     all threads are printed and the process ends with status 1, whatever it hangs in.
     """
@@ -24,6 +26,7 @@ class Interrupts:
     def __init__(self, mesh: Mesh, hang_timeout: float = 0.0):
         self.received: signal.Signals | None = None  # here
         self._agreed: signal.Signals | None = None
+        self.save_is_agreed = False  # by the last poll
         self._pending: jax.Array | None = None
         self._hang_timeout = hang_timeout
         self._before = {}
@@ -46,18 +49,22 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def poll(self) -> signal.Signals | None:
-        """The signal that all processes stop for, once there is one. To be called by all alike."""
+    def poll(self, save_is_due: bool = False) -> signal.Signals | None:
+        """The signal that all processes stop for, once there is one. To be called by all alike.
+
+        Args:
+          save_is_due: whether it is time for a checkpoint; `save_is_agreed` then says so on all processes.
+        """
         self._sign_of_life()
         if self._is_alone:
+            self.save_is_agreed = save_is_due
             return self.received
         if self._agreed is None:
-            previous, self._pending = (
-                self._pending,
-                self._highest(self._none if self.received is None else self._flags(int(self.received))),
-            )
+            number = 2 * int(self.received or 0) + (save_is_due and jax.process_index() == 0)
+            previous, self._pending = self._pending, self._highest(self._flags(number) if number else self._none)
             number = 0 if previous is None else int(previous)
-            self._agreed = signal.Signals(number) if number else None
+            self.save_is_agreed = number == 1  # with a signal all is saved anyway
+            self._agreed = signal.Signals(number // 2) if number > 1 else None
         return self._agreed
 
     def _sign_of_life(self) -> None:

@@ -85,11 +85,11 @@ def train(
                 evaluation_due = not reporter.flush(
                     position.step, functools.partial(evaluate, state.params, position.step)
                 )
-            if position != start and checkpoints.should_save(position.step):
+            if position != start and checkpoints.should_save(position.step, interrupts.save_is_agreed):
                 reporter.flush(position.step)
                 save()
             # Once a step: what it returns is known when the step before is done, which the reporter waits for anyway.
-            if interrupts.poll() is not None or position.step >= total or is_over():
+            if interrupts.poll(checkpoints.is_due()) is not None or position.step >= total or is_over():
                 break
             ids = next(batches)
             if position.step in skipped:

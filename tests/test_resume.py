@@ -1,0 +1,103 @@
+"""When a run saves, what it refuses to go on from, and places that know no locks."""
+
+import errno
+import fcntl
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from etils import epath
+
+from conftest import process_env, small_config
+from electra_jax import resume, train
+from electra_jax.config import CheckpointConfig
+from electra_jax.errors import UserError
+from electra_jax.training.checkpoint import Checkpoints, Origin, Saved
+from electra_jax.workdir import locked
+from runs import make_run, restored
+
+
+def test_checkpoints_are_due_by_the_clock(tmp_path, monkeypatch):
+    policy = CheckpointConfig(save_interval_minutes=10, save_interval_steps=0, keep_period=50)
+    checkpoints, now = Checkpoints(epath.Path(tmp_path / "one"), policy), time.monotonic()
+    assert not checkpoints.is_due()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 601)
+    assert checkpoints.is_due()
+    assert checkpoints.should_save(7, True) and not checkpoints.should_save(7, False)
+    assert checkpoints.should_save(50, False)  # one that is kept for good comes whatever the time
+    make_run(tmp_path / "run", steps=(7,))
+    saved, state = restored(tmp_path / "run")
+    checkpoints.save(state, saved)
+    # What the processes agreed upon while it was being saved speaks of that one.
+    assert not checkpoints.is_due() and not checkpoints.should_save(8, True) and checkpoints.should_save(9, True)
+    checkpoints.close()
+    never = Checkpoints(epath.Path(tmp_path / "two"), CheckpointConfig(save_interval_minutes=0))
+    monkeypatch.setattr(time, "monotonic", lambda: now + 10**6)
+    assert not never.is_due() and not never.should_save(1000, False)
+
+
+def cooling(steps: int, cooldown: int, total: int):
+    return small_config(
+        optimizer={"schedule": "wsd", "cooldown_steps": cooldown, "warmup_steps": 5}, train={"num_train_steps": total}
+    )
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "step", "needed"),
+    [
+        ((0, 1000), (20, 105), 100, 120),  # a branch for a cooldown, its end not moved along
+        ((20, 1000), (20, 105), 100, 120),  # a run that is to end sooner
+        ((0, 1000), (20, 120), 100, None),
+        ((20, 110), (20, 110), 100, None),  # on its way down
+        ((0, 1000), (20, 100), 100, None),  # nothing is left to do, which is said elsewhere
+    ],
+)
+def test_a_cooldown_does_not_begin_in_its_midst(was, now, step, needed, tmp_path):
+    saved = Saved(cooling(step, *was), step, step * 8, "some data", {}, 32)
+    origin = Origin(epath.Path(tmp_path / "checkpoints"), step)
+    if needed is None:
+        resume.check(saved, cooling(step, *now), epath.Path(tmp_path / "other"), origin)
+        return
+    with pytest.raises(UserError, match=f"would have begun at step 85; set config.train.num_train_steps={needed}, or"):
+        resume.check(saved, cooling(step, *now), epath.Path(tmp_path / "other"), origin)
+
+
+def test_epochs_are_of_the_steps_that_are_taken():
+    """A curriculum beyond the end of the run is not planned."""
+
+    class Inputs:
+        def num_sequences(self, length):
+            return 80
+
+    lengths = {"curriculum_lengths": (16,), "curriculum_steps": (900,)}
+    config = small_config(data=lengths, train={"num_train_steps": 100})
+    assert [phase["steps"] for phase in train._phases(config, Inputs())] == [100, 0]
+    config = small_config(data=lengths, train={"num_train_steps": 1000})
+    assert [phase["epochs"] for phase in train._phases(config, Inputs())] == [90, 10]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_place_without_locks(number, tmp_path, monkeypatch, capsys):
+    """Lustre without -o flock, NFS without its lock daemon: no traceback, and no file that outlives a run that is killed."""
+
+    def refuse(*_):
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(epath.Path(tmp_path / "run")):
+        assert "cannot be locked" in capsys.readouterr().out
+        with locked(epath.Path(tmp_path / "run")):  # as after a run that was killed
+            pass
+
+
+def test_no_memory_is_one_line_and_status_3(tmp_path):
+    code = "from electra_jax import cli; import jax.numpy as jnp; cli.run(lambda argv: jnp.zeros(2**60).block_until_ready())"
+    done = subprocess.run([sys.executable, "-c", code], env=process_env(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3 and re.fullmatch(
+        r"error: out of device memory .*gradient_accumulation_steps=2, .*\n", done.stderr
+    ), done.stderr
+    other = code.replace("jnp.zeros(2**60).block_until_ready()", "1 / 0")
+    done = subprocess.run([sys.executable, "-c", other], env=process_env(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr  # the control
