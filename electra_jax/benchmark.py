@@ -146,11 +146,13 @@ def _timed_loop(config: Config, setup: Setup, inputs: Inputs, prepared: Prepared
         step = clock.timed("step", memory.settled(setup.train_step), wait=True)
         read = clock.timed("data", inputs.training(start).__next__)
         with Interrupts(setup.mesh) as interrupts:
-            loop.train(
+            end, *_ = loop.train(
                 changed, setup.init(), start, step, iter(read, None), None, checkpoints, saved, reporter, interrupts
             )
         reporter.close()
         checkpoints.close()
+    if end != loop.End.FINISHED:
+        raise KeyboardInterrupt  # figures of fewer steps are none
     return clock.parts(_WARMUP)
 
 

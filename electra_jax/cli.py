@@ -1,6 +1,7 @@
 """What all command lines share: arguments, the configuration, how they end."""
 
 import argparse
+import errno
 import importlib.util
 import io
 import json
@@ -39,16 +40,30 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         status = 130
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):  # JAX has one kind of error for all that a device says
+        failure = _exhausted(error)
+        if failure is None:
             raise
-        status = _say(
-            RunFailed(
-                f"out of device memory ({str(error).splitlines()[0][:200]}); train.gradient_accumulation_steps=2, "
-                "model.remat=full, a smaller batch or mesh.fsdp take less"
-            )
-        )
+        status = _say(failure)
     sys.stdout.flush()
     sys.exit(status)
+
+
+def _exhausted(error: Exception) -> RunFailed | None:
+    """What an error says of a device's memory or a disk that is full, which each library has its own errors for."""
+    import jax
+
+    text = str(error)
+    first = text.splitlines()[0][:200] if text else ""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left on device" in text:
+        return RunFailed(
+            f"a disk is full ({first}); what was saved before is whole, and the same command goes on from it"
+        )
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:
+        less = (
+            "in training, train.gradient_accumulation_steps=2, model.remat=full, a smaller batch or mesh.fsdp take less"
+        )
+        return RunFailed(f"out of device memory ({first}); {less}")
+    return None
 
 
 def _say(error: Exception) -> int:
@@ -202,6 +217,8 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]
         values = config_values.override(values, name, text, Config)
     config = config_loading.from_dict(values)
     directory("config.data.directory", config.data.directory)
+    if storage.is_remote(config.tokenizer.vocab_file):
+        directory("config.tokenizer.vocab_file", config.tokenizer.vocab_file)
     for part in config.data.source.split(","):
         if storage.is_remote(part):
             directory("config.data.source", part.strip())

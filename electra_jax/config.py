@@ -249,9 +249,7 @@ class EvaluationConfig:
 class CheckpointConfig:
     """When to save and what to keep."""
 
-    save_interval_minutes: float = setting(
-        10.0, "minutes between checkpoints; also at the end and on Ctrl-C; 0: none", FREE
-    )
+    save_interval_minutes: float = setting(10.0, "minutes between checkpoints, also made at the end; 0: none", FREE)
     save_interval_steps: int = setting(0, "besides, one at each multiple of this step; 0: none", FREE)
     max_to_keep: int = setting(3, "newest checkpoints that are kept", FREE)
     keep_period: int = setting(0, "besides, one at each multiple of this step is made and kept for good; 0: none", FREE)

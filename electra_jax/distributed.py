@@ -10,8 +10,8 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -148,6 +148,22 @@ def check_same(value: str, what: str) -> None:
         raise UserError(
             f"{what} is another on process {', '.join(map(str, others))} than on process 0; here it is {value}"
         )
+
+
+def check_same_settings(settings: Mapping[str, Any]) -> None:
+    """Refuses to go on where a setting, by its name, is not the same on all processes; raises `UserError`."""
+    if jax.process_count() == 1:
+        return
+    digests = [hashlib.sha256(repr(value).encode()).digest() for value in settings.values()]
+    everywhere = multihost_utils.process_allgather(np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1))
+    differs = (everywhere != everywhere[0]).any(-1)  # by process and setting
+    for name, of_setting in zip(settings, differs.T):
+        if of_setting.any():
+            others = ", ".join(map(str, np.flatnonzero(of_setting)))
+            raise UserError(
+                f"config.{name} is another on process {others} than on process 0; here it is {settings[name]!r}; start all "
+                "processes with the same configuration"
+            )
 
 
 def check_shared(name: str, directory: epath.Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from electra_jax import cli, distributed, memory, storage
+from electra_jax import cli, config_values, distributed, memory, storage
 from electra_jax.config import TrainConfig
 from electra_jax.reporting import report
 from electra_jax.reporting.writers import require_wandb
@@ -65,6 +65,7 @@ def main(argv: list[str]) -> int:
 
 
 def _task(config: FinetuneConfig, data: TaskData, encoder: Encoder, workdir: Path) -> dict[str, Any]:
+    distributed.check_same_settings({name: value for name, (value, _) in config_values.leaves(config).items()})
     distributed.check_same(data.digest, "the task")
     job = Job(config, data, encoder, distributed.say)
     with locked(epath.Path(workdir)):

@@ -1,7 +1,6 @@
 """Pretrains ELECTRA: `python -m electra_jax.train --config=configs/small.py`."""
 
 import contextlib
-import hashlib
 import json
 import signal
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from electra_jax import cli, config_loading, distributed, memory, resume
+from electra_jax import cli, config_loading, config_values, distributed, memory, resume
 from electra_jax.analysis.flops import step_flops
 from electra_jax.analysis.hardware import peak_flops
 from electra_jax.config import Config
@@ -30,6 +29,9 @@ from electra_jax.training.interrupts import Interrupts
 from electra_jax.training.optimizer import cooldown_start
 from electra_jax.training.setup import Setup, mesh_of
 from electra_jax.workdir import locked
+
+# Tiny goes through the embedded corpus about ten times; small would do so thousands of times.
+_MANY_EPOCHS = 200
 
 
 def main(argv: list[str]) -> int:
@@ -73,8 +75,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
         lambda: resume.find_origin(workdir, init, branch), "the checkpoint to begin with"
     )
     distributed.check_same(str(origin), "the checkpoint to go on from")
-    resolved = json.dumps(config_loading.to_dict(config), indent=1)
-    distributed.check_same(hashlib.sha256(resolved.encode()).hexdigest(), "the configuration")
+    distributed.check_same_settings({name: value for name, (value, _) in config_values.leaves(config).items()})
     saved = distributed.together(lambda: checkpoint.read_saved(origin) if origin else None, "reading the checkpoint")
     evaluation_due = False
     if saved:
@@ -101,30 +102,23 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
     info = _resolved(setup, prepared, inputs) | {
         "start": {"step": start.step, "from": str(origin or weights or "fresh weights")}
     }
-    distributed.say("\n".join(run_info.lines(info)))
-    if distributed.is_first():
-        layout = partitioning.describe(setup.abstract.params)
-        (workdir / "run.json").write_text(json.dumps(info | {"layout": layout}, indent=1))
-        (workdir / "config.json").write_text(resolved)
-
-    distributed.say("compiling, which takes up to minutes the first time")
+    _show(info, setup, workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, cooldown_start(config))
     reporter = distributed.together(lambda: _reporter(setup, inputs, workdir, start, info), "the reports")
-    profile_steps = config.reporting.profile_steps if distributed.is_first() else 0
-    profiling = profiled(memory.settled(setup.train_step), profile_steps, workdir / "profile", reporter.console.say)
+    profile_steps, say = config.reporting.profile_steps if distributed.is_first() else 0, reporter.console.say
+    profiling = profiled(memory.settled(setup.train_step), profile_steps, workdir / "profile", say)
     with (
         Interrupts(mesh, config.train.hang_timeout) as interrupts,
         profiling as step_fn,
         contextlib.ExitStack() as closing,
     ):
-        # Called from below: what was trained is written before anything else can fail.
+        # From below: what was trained is written before anything else can fail.
         if distributed.is_first():
             closing.callback(report.try_write, workdir, distributed.say)
         closing.callback(reporter.close)
         closing.callback(checkpoints.close)
         end, state, position = loop.train(
-            config, state, start, step_fn, inputs.training(start),
-            evaluator.until(interrupts), checkpoints,
+            config, state, start, step_fn, inputs.training(start), evaluator.until(interrupts), checkpoints,
             Saved(config, start.step, start.sequences, prepared.digest, prepared.tokenizer.to_json(), trained_length),
             reporter, interrupts, evaluation_due,
         )  # fmt: skip
@@ -134,6 +128,22 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
     if end == loop.End.NOT_FINITE:
         explain_failure(setup, state, start, inputs, workdir)
     return _ended(end, position, workdir)
+
+
+def _show(info: dict[str, Any], setup: Setup, workdir: epath.Path) -> None:
+    """Says what was resolved, and leaves it in the work directory."""
+    distributed.say("\n".join(run_info.lines(info)))
+    if distributed.is_first():
+        layout = partitioning.describe(setup.abstract.params)
+        (workdir / "run.json").write_text(json.dumps(info | {"layout": layout}, indent=1))
+        (workdir / "config.json").write_text(json.dumps(config_loading.to_dict(setup.config), indent=1))
+    epochs = sum(phase["epochs"] for phase in info["phases"])
+    if epochs > _MANY_EPOCHS:
+        distributed.say(
+            f"WARNING: this run goes through config.data.source={setup.config.data.source!r} {epochs:,.0f} times and will learn "
+            "it by heart; name more text, or lower config.train.num_train_steps"
+        )
+    distributed.say("compiling, which takes up to minutes the first time")
 
 
 def _ended(end: loop.End, position: loop.Position, workdir: epath.Path) -> int:

@@ -22,14 +22,19 @@ def locked(workdir: epath.Path) -> Iterator[None]:
     # A file left in a lock's place, the library's way where there are no locks, would outlive a process that is killed.
     lock = filelock.FileLock(workdir / ".lock", timeout=0, fallback_to_soft=False)
     held = distributed.is_first() and not storage.is_remote(workdir)
-    error = None
+    error: Exception | None = None
     try:
         if held:
             lock.acquire()
     except filelock.Timeout:
         error = UserError(f"--workdir={workdir}: another run is training there; wait for it, or use another directory")
-    except (OSError, NotImplementedError) as failure:  # file systems without locks, such as Lustre without -o flock
-        print(f"WARNING: {workdir} cannot be locked ({failure}): see to it that no other run trains there", flush=True)
+    except (OSError, NotImplementedError) as failure:
+        if storage.is_without_locks(failure):
+            print(
+                f"WARNING: {workdir} cannot be locked ({failure}): see to it that no other run trains there", flush=True
+            )
+        else:
+            error = failure
     distributed.agree(error, "--workdir")
     try:
         yield

@@ -31,12 +31,8 @@ export JAX_COMPILATION_CACHE_DIR="\${JAX_COMPILATION_CACHE_DIR:-$(dirname "$work
 before=\$(wc -c < $(quoted "$workdir/slurm.log"))
 srun --kill-on-bad-exit=1 --cpus-per-task=${OPTION[cpus]} $train
 status=\$?
-# What was preempted goes on in a job of the same number, unless it was to stop; so does, five times at the most, what could
-# not reach its other processes (status 75).
-again=0
-if [ \$status = 0 ] && tail -c +\$((before + 1)) $(quoted "$workdir/slurm.log") | grep -q '^preempted'; then again=1; fi
-if [ \$status = 75 ] && [ "\${SLURM_RESTART_COUNT:-0}" -lt 5 ]; then again=1; fi
-if [ \$again = 1 ]; then
+# What was preempted goes on in a job of the same number, unless it was to stop.
+if [ \$status = 0 ] && tail -c +\$((before + 1)) $(quoted "$workdir/slurm.log") | grep -q '^preempted'; then
   if [ -e $(quoted "$workdir/stop") ]; then rm $(quoted "$workdir/stop"); else scontrol requeue "\$SLURM_JOB_ID"; fi
 fi
 exit \$status
@@ -88,7 +84,7 @@ case $ACTION in
     require workdir "of the run"
     # To the tasks, not the script: they save and end, and the script sees that it is not to go on.
     run touch "${OPTION[workdir]}/stop"
-    run scancel --signal=TERM "$(the_job)"
     run scancel --state=PENDING "$(the_job)" # which no signal reaches
+    run scancel --signal=TERM "$(the_job)" || true # which a job that waits refuses
     ;;
 esac

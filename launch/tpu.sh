@@ -50,7 +50,8 @@ install() {
   local code=/tmp/electra_jax-${OPTION[name]}.tar.gz
   pack_code "$code" "${OPTION[commit]}" \
     && run gcloud compute tpus tpu-vm scp "$code" "${OPTION[name]}:electra_jax.tar.gz" "${WHERE[@]}" --worker=all \
-    && on_hosts all "set -e
+    && on_hosts all "sudo systemctl stop electra_jax 2> /dev/null || true
+set -e
 mkdir -p electra_jax && tar -xzf electra_jax.tar.gz -C electra_jax && cd electra_jax
 command -v \$HOME/.local/bin/uv > /dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
 \$HOME/.local/bin/uv venv --quiet --clear --python 3.12 .venv

@@ -99,6 +99,14 @@ watch() {
   done
 }
 
+# Else it would start the run again, or one of before.
+end_watch() {
+  if [[ -f ${OPTION[name]}.watch.pid ]]; then
+    run kill "$(cat "${OPTION[name]}.watch.pid")" || true
+    run rm "${OPTION[name]}.watch.pid"
+  fi
+}
+
 show_last_lines() {
   on_hosts 0 "tail -n 5 electra_jax/train.log"
 }
@@ -107,6 +115,7 @@ case $ACTION in
   start)
     check_start_options
     [[ $DRY_RUN == 0 ]] || request
+    end_watch
     OPTION[fresh]=true
     log=${OPTION[name]}.watch.log
     again=("$0" watch)
@@ -132,11 +141,7 @@ case $ACTION in
     ;;
   logs) show_logs ;;
   stop | delete)
-    # Else the watch would start it again.
-    if [[ -f ${OPTION[name]}.watch.pid ]]; then
-      run kill "$(cat "${OPTION[name]}.watch.pid")" || true
-      run rm "${OPTION[name]}.watch.pid"
-    fi
+    end_watch
     if [[ $ACTION == stop ]]; then stop_training; else remove; fi
     ;;
 esac

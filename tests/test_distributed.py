@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
 import task_data
 from conftest import process_env
+from electra_jax import distributed
+from electra_jax.errors import UserError
 from electra_jax.training import checkpoint
 from processes import LONG, MESH, Group, make_place
 from test_run import metrics, numbers
@@ -159,6 +162,23 @@ print(distributed.is_first())
     several = process_env({"TPU_WORKER_HOSTNAMES": "a,b"})
     done = subprocess.run([sys.executable, "-c", code], env=several, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "could not join the others" in done.stderr
+
+
+def test_a_setting_that_is_not_the_same_everywhere_is_named(monkeypatch):
+    told = []
+
+    def gather(values):
+        told.append(values)
+        return np.stack([told[0], values])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", gather)
+    settings = {"seed": 0, "data.source": "corpus/*.txt", "train.batch_size": 8}
+    distributed.check_same_settings(settings)
+    with pytest.raises(
+        UserError, match=r"config.data.source is another on process 1 than on process 0; here it is 'b.txt'"
+    ):
+        distributed.check_same_settings(settings | {"data.source": "b.txt"})
 
 
 def test_rows_need_not_be_one_block():

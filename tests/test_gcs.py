@@ -26,10 +26,9 @@ class Bucket:
 
     def __init__(self, port: int):
         self.address = f"http://localhost:{port}"
-        # TensorFlow, where it is installed, would be asked for gs:// paths, and knows no other address.
+        # TensorFlow, which is installed here, knows no other address than Google's: nothing is to ask it for gs:// paths.
         self.env = {"STORAGE_EMULATOR_HOST": self.address, "TENSORSTORE_GCS_HTTP_URL": self.address,
-                    "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.address, "GOOGLE_CLOUD_PROJECT": "p",
-                    "EPATH_USE_TF": "false"}  # fmt: skip
+                    "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.address, "GOOGLE_CLOUD_PROJECT": "p"}  # fmt: skip
 
     def names(self) -> list[str]:
         with urllib.request.urlopen(f"{self.address}/storage/v1/b/bucket/o") as answer:

@@ -22,8 +22,7 @@ def test_sigterm_to_one_process_saves_the_same_step_on_all(place):
     # Besides, checkpoints that are due by the clock: a step that is not the same on both would keep Orbax waiting.
     group = Group(place, "sigterm", 2, *LONG, "--config.checkpoint.save_interval_minutes=0.0001",
                   "--config.checkpoint.save_interval_steps=0")  # fmt: skip
-    group.wait_for_step(4)
-    assert checkpoint.saved_steps(place / "sigterm" / "checkpoints")
+    group.wait_for(lambda: checkpoint.saved_steps(place / "sigterm" / "checkpoints"))
     group.processes[1].send_signal(signal.SIGTERM)
     assert group.wait(60) == [0, 0], group.texts()
     steps = {int(re.search(r"preempted at step (\d+)", text).group(1)) for text in group.texts()}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from conftest import ROOT, documents, process_env, run_module, small_config, with_data
-from electra_jax.data import build, dataset, pipeline, survey
+from electra_jax.data import build, dataset, pipeline, survey, work
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.readers import Broken
 from electra_jax.data.text import Text
@@ -103,6 +103,30 @@ def test_what_is_there_is_not_built_again(prepared, corpus_file, data_directory)
     said = []
     build.prepare(with_data(small_config(), corpus_file, data_directory), say=said.append)
     assert said == []
+
+
+def test_what_is_there_is_read_without_waiting(prepared, corpus_file, data_directory, monkeypatch):
+    """Many processes that begin at once, or while another run prepares other text in the same place."""
+
+    @contextlib.contextmanager
+    def refuse(*_):
+        raise AssertionError("waits for others")
+        yield
+
+    monkeypatch.setattr(build, "_alone", refuse)
+    config = with_data(small_config(), corpus_file, data_directory)
+    assert build.prepare(config, say=lambda text: None).digest == prepared.digest
+    with pytest.raises(AssertionError, match="waits for others"):  # the control
+        build.prepare(dataclasses.replace(config, seed=1, data=dataclasses.replace(config.data, shard_bytes=5000)))
+
+
+def test_workers_fit_the_memory(monkeypatch):
+    pages = {"SC_PHYS_PAGES": 3 * 2**20, "SC_PAGE_SIZE": 1024}  # 3 GiB
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    assert 1 <= work._workers() <= 3
+    pages["SC_PHYS_PAGES"] = 100
+    assert work._workers() == 1
 
 
 def test_settings_that_change_the_records_change_the_folder(corpus_file, tmp_path):
@@ -241,13 +265,15 @@ def test_exact_duplicates_are_left_out(tmp_path, monkeypatch):
         np.testing.assert_array_equal(sequences_of(prepared, number=number), sequences_of(other, number=number))
 
 
-def test_near_duplicates_are_left_out(tmp_path):
+def test_near_duplicates_are_left_out(tmp_path, monkeypatch):
     texts = list(documents(small_config().data))[:150]
     altered = [text.replace(".", " .", 1) + " Indeed." for text in texts[:40] if len(text) > 400]
     (tmp_path / "a.txt").write_text("\n\n".join(t.replace("\n", " ") for t in [*texts, *altered, *texts[:5]]))
     config = config_for(tmp_path / "a.txt", tmp_path / "d", near_duplicates=0.7, shard_bytes=30_000)
     said = []
+    monkeypatch.setattr(work, "memory", lambda: 1_000_000)
     prepared = build.prepare(config, say=said.append)
+    assert any("WARNING: config.data.near_duplicates holds what it keeps" in line for line in said)
     left_out = metadata_of(prepared)["survey"]["duplicates"]
     assert len(altered) > 15 and len(altered) + 5 <= left_out <= len(altered) + 8
     assert f"leaving out {left_out} duplicates" in said

@@ -13,6 +13,7 @@ import sys
 import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zstandard
 
@@ -85,7 +86,8 @@ def _line(name: str, field: dataclasses.Field, default: typing.Any) -> str:
     if choices and not all(f"`{choice}`" in text for choice in choices):
         text = f"{' or '.join(f'`{choice}`' for choice in choices)}: {text}"
     text = text.replace("|", "\\|")
-    return f"| `{name}` | `{default if default != '' else 'none'}` | {text} |"
+    shown = '""' if default == "" else default
+    return f"| `{name}` | `{shown}` | {text} |"
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -231,6 +233,9 @@ def test_the_commands_run_from_french_text_to_transformers(tmp_path, monkeypatch
     (example,) = re.findall(r"```python\n(from transformers.*?)```", TEXT, re.S)
     exec(example, found := {})
     assert found["vectors"].shape[::2] == (1, 32) and len(capsys.readouterr().out.split(",")) == 5
+    (example,) = re.findall(r"```python\n(import jax.numpy.*?)```", TEXT, re.S)
+    exec(example, in_jax := {})
+    np.testing.assert_allclose(in_jax["vectors"], found["vectors"].detach().numpy(), atol=1e-4)
 
 
 @pytest.mark.slow

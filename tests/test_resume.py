@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from conftest import process_env, small_config
-from electra_jax import resume, train
+from electra_jax import cli, resume, train
 from electra_jax.config import CheckpointConfig
 from electra_jax.errors import UserError
 from electra_jax.training.checkpoint import Checkpoints, Origin, Saved
@@ -92,12 +92,26 @@ def test_a_place_without_locks(number, tmp_path, monkeypatch, capsys):
             pass
 
 
-def test_no_memory_is_one_line_and_status_3(tmp_path):
+def test_another_error_of_locking_is_none_of_these(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="the disk is broken"), locked(epath.Path(tmp_path / "run")):
+        pass
+
+
+def test_no_memory_and_a_full_disk_are_one_line_and_status_3(capsys):
     code = "from electra_jax import cli; import jax.numpy as jnp; cli.run(lambda argv: jnp.zeros(2**60).block_until_ready())"
     done = subprocess.run([sys.executable, "-c", code], env=process_env(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 3 and re.fullmatch(
         r"error: out of device memory .*gradient_accumulation_steps=2, .*\n", done.stderr
     ), done.stderr
+    full = "ValueError('RESOURCE_EXHAUSTED: Error writing local file: No space left on device [os_error_code=28]')"
+    for error in (full, "OSError(28, 'No space left on device')"):
+        with pytest.raises(SystemExit) as ended:
+            cli.run(lambda argv, error=error: exec(f"raise {error}"))
+        assert ended.value.code == 3 and capsys.readouterr().err.startswith("error: a disk is full (")
     other = code.replace("jnp.zeros(2**60).block_until_ready()", "1 / 0")
     done = subprocess.run([sys.executable, "-c", other], env=process_env(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr  # the control

@@ -278,7 +278,7 @@ def test_a_run_that_is_not_finite(place):
     """It stops with all that is needed to see why, keeps what was good, and goes on as it is told to."""
     huge = ["--config.optimizer.learning_rate=1e38", "--config.optimizer.warmup_steps=1000000"]
     done = train(place, "nan", *huge)
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == 3, done.stdout + done.stderr
     assert done.stderr.count("\n") == 1
     step = int(re.search(r"step (\d+) gave a loss or gradient that is not finite", done.stderr).group(1))
     assert f"--config.train.skip_steps={step}" in done.stderr

@@ -5,6 +5,7 @@ import gzip
 import importlib
 import json
 import lzma
+import pwd
 import random
 import re
 
@@ -279,3 +280,46 @@ def test_a_change_anywhere_in_a_file_of_some_size_is_noticed(tmp_path):
         file.seek(1_700_000)
         file.write(b"y")
     assert sources.describe(str(path)) != before
+
+
+@pytest.mark.parametrize("shard_bytes", [100, 1000, 10**6])
+def test_a_line_that_is_too_long_is_named_and_not_held_in_memory(tmp_path, monkeypatch, shard_bytes):
+    """A JSON array, the whole of it a line, before and after lines that are as they should be."""
+    monkeypatch.setattr(readers, "_LARGEST", 500)
+    array = json.dumps([{"text": text} for text in TEXTS * 40])
+    lines = [json.dumps({"text": f"line {i}"}) for i in range(8)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines[:4], array, *lines[4:]]) + "\n")
+    found = read(tmp_path / "a.jsonl", shard_bytes=shard_bytes, max_broken_fraction=1.0)
+    assert [one for one in found if isinstance(one, str)] == [f"line {i}" for i in range(8)]
+    (broken,) = (one for one in found if isinstance(one, Broken))
+    assert (
+        readers.where(broken).endswith("a.jsonl, line 5")
+        and "each line is an object, not the file a list" in broken.why
+    )
+    monkeypatch.setattr(readers, "_COUNTED", 10)
+    assert readers.where(broken).endswith(f"a.jsonl, byte {broken.place}")
+    (tmp_path / "b.txt").write_text(f"first\n\nbefore\n{'x' * 3000}\nafter\n\nlast\n")
+    found = read(tmp_path / "b.txt", shard_bytes=shard_bytes, max_broken_fraction=1.0)
+    assert [one for one in found if isinstance(one, str)] == ["first", "last"] and len(found) == 3
+
+
+def test_zstandard_of_a_long_window(tmp_path):
+    """As `zstd --long=31` writes it, which its readers refuse unless they are told."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    packing = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    content = "\n\n".join(TEXTS * 1000).encode()
+    (tmp_path / "a.txt.zst").write_bytes(packing.compress(content) + packing.flush())
+    with pytest.raises(zstandard.ZstdError, match="too much memory"):
+        zstandard.ZstdDecompressor().decompressobj().decompress((tmp_path / "a.txt.zst").read_bytes())
+    assert read(tmp_path / "a.txt.zst") == TEXTS * 1000
+
+
+def test_files_of_a_user_without_a_name(tmp_path, monkeypatch):
+    """In containers, and on shared disks."""
+
+    def nobody(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert read(tmp_path / "a.txt") == ["text"]

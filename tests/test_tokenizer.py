@@ -1,6 +1,7 @@
 """Vocabularies: trained the same every time, in any language, never confused by text."""
 
 import json
+import re
 import subprocess
 import sys
 import unicodedata
@@ -12,6 +13,7 @@ from tokenizers import BertWordPieceTokenizer
 
 from conftest import ROOT, embedded_documents, process_env
 from electra_jax.config import TokenizerConfig
+from electra_jax.data import scripts
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import UserError
 
@@ -168,3 +170,44 @@ def test_odd_text(english):
         assert len(rows) == len(texts)
         assert all(row.dtype == np.int32 and row.ndim == 1 for row in rows)
         assert len(rows[0]) == 0
+
+
+def test_sentencepiece_is_trained_on_long_lines_too():
+    """The trainer would pass over them without a word: here over half of the text."""
+    short = ["one two three four five six seven"] * 50
+    long = " ".join(f"{word}{end}" for word in ("sun", "moon", "star") for end in "abcdefgh") * 600
+    assert len(long) > 64_000
+    made = tokenizer_lib.train(TokenizerConfig(kind="unigram", vocab_size=80), [*short, long, "z" * 40_000])
+    (ids,) = made.encode_batch([long])
+    assert not np.any(ids == made.special.unk)
+    assert "".join(tokenizer_lib._parts("word " * 9000)).replace(" ", "") == "word" * 9000  # nothing is lost
+
+
+LOST = {
+    "hi": ("हिन्दी भाषा में लिखा गया पाठ और कुछ शब्द। ", ["stripping accents"], []),
+    "th": ("ภาษาไทยที่นี่เป็นข้อความยาวมากโดยไม่มีช่องว่างระหว่างคำซึ่งเป็นปัญหา"
+           "สำหรับตัวตัดคำแบบเวิร์ดพีซเพราะว่ามันยาวเกินไปและยังมีอีกหลายคำที่ตามมาโดยไม่เว้นวรรค ",
+           ["stripping accents", r"become \[UNK\].*kind=unigram"], [r"become \[UNK\].*kind=unigram"]),
+    "ja": ("東京都に住むがぎぐげご人々 ", ["stripping accents"], []),
+    "ko": ("한국어 문장입니다 그리고 더 많은 단어 ", ["stripping accents"], []),
+    "fr": ("Où étiez-vous, Zoë ? école naïve e\u0301te\u0301 ", [], []),
+    "ru": ("Привет, мир, ёлка, йод ", [], []),
+    "el": ("Καλημέρα, κόσμε ", [], []),
+    "ar": ("مرحبا بالعالم هذا نص ", [], []),
+    "zh": (CHINESE[0], [], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", LOST)
+def test_what_is_lost_of_a_script_is_warned_of(language):
+    text, *expected = LOST[language]
+    for lowercase, parts in zip((True, False), expected):
+        made = tokenizer_lib.train(TokenizerConfig(vocab_size=300, lowercase=lowercase), [text * 20])
+        found = scripts.warnings(made, [text * 50])
+        assert len(found) == len(parts) and all(map(re.search, parts, found)), found
+        made = tokenizer_lib.train(TokenizerConfig(kind="unigram", vocab_size=60, lowercase=lowercase), [text * 20])
+        assert scripts.warnings(made, [text * 50]) == []
+    english = tokenizer_lib.train(TokenizerConfig(kind="unigram", vocab_size=60), ["plain English words"] * 50)
+    assert scripts.warnings(english, []) == []
+    if language == "ko":
+        assert "the vocabulary was made of other text" in scripts.warnings(english, [text])[0]

@@ -13,6 +13,7 @@ finished, and nobody reads it.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import tempfile
@@ -25,7 +26,7 @@ from etils import epath
 
 from electra_jax import storage
 from electra_jax.config import Config
-from electra_jax.data import card, dataset, sources, survey, work
+from electra_jax.data import card, dataset, scripts, sources, survey, work
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.dataset import TRAIN, VALIDATION, DataSet, Target
 from electra_jax.data.sources import Corpus
@@ -70,13 +71,19 @@ def prepare(
       UserError: for input that cannot be read, or a data set that does not fit `config` or its source.
     """
     text = Text(config, say, run)
-    with _alone(config.data.directory, text.root, say):
-        tokenizer = tokenizer or _tokenizer(text)
+    with contextlib.ExitStack() as held:
+        # What is there is read without waiting for anybody.
+        alone = functools.cache(lambda: held.enter_context(_alone(config.data.directory, text.root, say)))
+        tokenizer = tokenizer or _known_tokenizer(text)
+        if tokenizer is None:
+            alone()
+            tokenizer = _known_tokenizer(text) or _trained_tokenizer(text)
         sets: dict[int, list[DataSet]] = {phase.length: [] for phase in config.phases}
         for number, corpus in enumerate(text.corpora):
             targets = [_target(text, corpus, tokenizer, length) for length in sets]
-            missing = [target for target in targets if not (target.path / "metadata.json").exists()]
-            if missing:
+            if _missing(targets):
+                alone()
+            if missing := _missing(targets):  # another run may have made them meanwhile
                 _build(text, number, tokenizer, missing)
             for target in targets:
                 metadata = json.loads((target.path / "metadata.json").read_text())
@@ -119,18 +126,19 @@ def _alone(name: str, root: epath.Path, say: Say) -> Iterator[None]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         place = tempfile.gettempdir() if storage.is_remote(root) else root
-        name = f".electra_jax-{storage.fingerprint(os.fspath(root))}.lock"
-        lock = filelock.FileLock(os.path.join(place, name), fallback_to_soft=False)
+        file = f".electra_jax-{storage.fingerprint(os.fspath(root))}.lock"
+        lock = filelock.FileLock(os.path.join(place, file), fallback_to_soft=False)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             say(f"waiting for another run that prepares data in {root}")
             lock.acquire()
-        except (
-            OSError,
-            NotImplementedError,
-        ):  # somebody else's, or no locks there: what is ready can be read all the same
+        except PermissionError:  # somebody else's: what is missing may still be for us to write
             pass
+        except (OSError, NotImplementedError) as error:
+            if not storage.is_without_locks(error):
+                raise
+            say(f"WARNING: {root} cannot be locked ({error}): see to it that no other run prepares data there")
         try:
             yield
         finally:
@@ -139,34 +147,48 @@ def _alone(name: str, root: epath.Path, say: Say) -> Iterator[None]:
         raise UserError(f"config.data.directory={name} cannot be written to ({error})") from None
 
 
-def _tokenizer(text: Text) -> Tokenizer:
-    settings = text.config.tokenizer
-    if settings.vocab_file:
-        return tokenizer_lib.load_vocab_file(settings)
-    data = text.config.data
+def _missing(targets: Sequence[Target]) -> list[Target]:
+    return [target for target in targets if not (target.path / "metadata.json").exists()]
+
+
+def _known_tokenizer(text: Text) -> Tokenizer | None:
+    """The one that was given, or trained on this text before."""
+    if text.config.tokenizer.vocab_file:
+        return tokenizer_lib.load_vocab_file(text.config.tokenizer)
+    path = _tokenizer_path(text)
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text())
+    for corpus, files in zip(text.corpora, stored["files"]):
+        survey.check_files(text.config.data, corpus, path, files)
+    return tokenizer_lib.from_json(stored["tokenizer"])
+
+
+def _tokenizer_path(text: Text) -> epath.Path:
+    settings, data = text.config.tokenizer, text.config.data
     key = [
         dataclasses.asdict(settings), data.source, data.text_field, data.document_separator, data.validation_fraction,
         data.weights, data.weights_are, data.deduplicate, data.near_duplicates,
     ]  # fmt: skip
-    path = text.root / "tokenizers" / f"{settings.kind}-{storage.fingerprint(key)}.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files = [one.plan().files for one in text.surveys]  # first: a source that cannot be read ends here
-        text.say(f"training a {settings.kind} vocabulary of {settings.vocab_size:,} on {data.source}")
-        trained = tokenizer_lib.train(settings, text.samples(settings.training_bytes))
-        storage.write(path, json.dumps({"files": files, "tokenizer": trained.to_json()}))
-        made, wanted = trained.vocab_size, settings.vocab_size
-        if made < wanted:
-            text.say(f"the text gave {made:,} tokens, fewer than tokenizer.vocab_size={wanted:,}")
-        if made < 0.8 * wanted:
-            text.say(
-                "WARNING: that is every piece it has more than once, most of them too rare to be learnt; 8,000 for some megabytes "
-                "to 60,000 for gigabytes are usual"
-            )
-    stored = json.loads(path.read_text())
-    for corpus, files in zip(text.corpora, stored["files"]):
-        survey.check_files(data, corpus, path, files)
-    return tokenizer_lib.from_json(stored["tokenizer"])
+    return text.root / "tokenizers" / f"{settings.kind}-{storage.fingerprint(key)}.json"
+
+
+def _trained_tokenizer(text: Text) -> Tokenizer:
+    settings, path = text.config.tokenizer, _tokenizer_path(text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [one.plan().files for one in text.surveys]  # first: a source that cannot be read ends here
+    text.say(f"training a {settings.kind} vocabulary of {settings.vocab_size:,} on {text.config.data.source}")
+    trained = tokenizer_lib.train(settings, text.samples(settings.training_bytes))
+    storage.write(path, json.dumps({"files": files, "tokenizer": trained.to_json()}))
+    made, wanted = trained.vocab_size, settings.vocab_size
+    if made < wanted:
+        text.say(f"the text gave {made:,} tokens, fewer than tokenizer.vocab_size={wanted:,}")
+    if made < 0.8 * wanted:
+        text.say(
+            "WARNING: that is every piece it has more than once, most of them too rare to be learnt; 8,000 for some megabytes "
+            "to 60,000 for gigabytes are usual"
+        )
+    return trained
 
 
 def _target(text: Text, corpus: Corpus, tokenizer: Tokenizer, length: int) -> Target:
@@ -189,6 +211,8 @@ def _build(text: Text, number: int, tokenizer: Tokenizer, targets: Sequence[Targ
         _begin(
             target, tokenizer, storage.fingerprint([sources.lasting(plan.files), plan.shards, dropped and dropped.name])
         )
+    for warning in scripts.warnings(tokenizer, one.documents(0)):
+        text.say(f"WARNING: {corpus.name}: {warning}")
     stage = dataset.Recording(one, dropped, tuple(targets), data.packing, data.validation_fraction)
     begun, left = time.monotonic(), work.missing(stage, len(plan.shards))
     text.run(stage, len(plan.shards), f"tokenising {corpus.name}")

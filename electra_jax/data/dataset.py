@@ -221,7 +221,7 @@ def finish(target: Target, made_of: dict[str, Any], shards: int) -> dict[str, An
     """
     import tensorflow_datasets as tfds
 
-    written = [json.loads((target.path / "shards" / f"{shard:05}.json").read_text()) for shard in range(shards)]
+    written = list(storage.in_parallel(lambda shard: _written(target, shard), range(shards)))
     metadata, splits = dict(made_of), []
     for split in written[0]:
         of_split = [shard[split] for shard in written]
@@ -234,7 +234,8 @@ def finish(target: Target, made_of: dict[str, Any], shards: int) -> dict[str, An
             dataset_name=target.name, data_dir=target.path, split=split, filetype_suffix="array_record"
         )
         records = [-(-count // RECORD_SEQUENCES) for count in sequences]
-        size = sum(target.file(split, shard, shards).stat().length for shard in range(shards))
+        files = [target.file(split, shard, shards) for shard in range(shards)]
+        size = sum(storage.in_parallel(storage.size, files))
         splits.append(
             tfds.core.SplitInfo(name=split, shard_lengths=records, num_bytes=size, filename_template=template)
         )
@@ -247,8 +248,11 @@ def finish(target: Target, made_of: dict[str, Any], shards: int) -> dict[str, An
 
 def tokens_of(target: Target, shard: int) -> int:
     """Tokens of the text of a shard that has been written."""
-    written = json.loads((target.path / "shards" / f"{shard:05}.json").read_text())
-    return sum(counts["source_tokens"] for counts in written.values())
+    return sum(counts["source_tokens"] for counts in _written(target, shard).values())
+
+
+def _written(target: Target, shard: int) -> dict[str, dict[str, Any]]:
+    return json.loads((target.path / "shards" / f"{shard:05}.json").read_text())
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

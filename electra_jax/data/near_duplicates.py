@@ -1,7 +1,7 @@
 """Documents that are nearly the same as an earlier one, found by MinHash (Broder, 1997) with the datasketch library.
 
 Signatures are made shard by shard; then one process goes through them in order, and holds those of all documents that
-are kept (about 5 kB each): for a few million documents. More want a tool of their own before this one.
+are kept (about 7 kB each): for a few million documents. More want a tool of their own before this one.
 """
 
 import array
@@ -18,6 +18,8 @@ from electra_jax.errors import missing_extra
 
 _PERMUTATIONS, _SEED, _SCHEME = 128, 1, "affine32"
 _SHINGLE = 5
+# Of memory, for each document that is kept.
+DOCUMENT_BYTES = 7_000
 # What is worse of the index: to bring up what is not similar enough, which is then compared, or to miss what is.
 _ERRORS = (0.1, 0.9)
 # Words; of scripts without spaces, characters.

@@ -6,24 +6,24 @@ decompressed, or is not of its kind at all, is a `UserError`: how much of it is 
 
 import contextlib
 import gzip
-import io
 import json
 import lzma
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import IO, NamedTuple
 
 import zstandard
 
-from electra_jax.data import sources
+from electra_jax.data import compressed, sources
 from electra_jax.data.sources import TO_THE_END, Piece
 from electra_jax.errors import UserError
 
 EMPTY = "empty document"
-# Bytes of a document between blank lines, which is held in memory.
+# Bytes of a line, or of a document between blank lines, which is held in memory.
 _LARGEST = 64 * 2**20
+# Bytes in which the lines before a place are counted.
+_COUNTED = 256 * 2**20
 
 
 class Broken(NamedTuple):
@@ -48,11 +48,13 @@ def documents(pieces: Iterable[Piece], separator: str) -> Iterator[str | Broken]
 
 
 def where(broken: Broken) -> str:
-    """`FILE, line N`. The lines before it are counted here, which takes reading them."""
+    """`FILE, line N`; far into a file `FILE, byte N`, since the lines before it are counted here, which takes reading them."""
     if broken.unit == "row":
         return f"{broken.path}, row {broken.place + 1}"
+    if broken.place > _COUNTED:
+        return f"{broken.path}, byte {broken.place:,}"
     left, lines = broken.place, 1
-    with _open(broken.path) as file:
+    with compressed.open_file(broken.path) as file:
         while left and (block := file.read(min(left, 1 << 20))):
             lines += block.count(b"\n")
             left -= len(block)
@@ -80,61 +82,22 @@ def _stripped(piece: Piece, place: int, text: str) -> str | Broken:
     return stripped or Broken(piece.path, place, unit, EMPTY)
 
 
-def _open(path: str) -> IO[bytes]:
-    file = sources.open_file(path)
-    match Path(sources.EMBEDDED_FILE if path == sources.EMBEDDED else path).suffix:
-        case ".gz":
-            return gzip.open(file, "rb")
-        case ".xz":
-            return lzma.open(file, "rb")
-        case ".zst":
-            return io.BufferedReader(_Zstandard(file))
-        case _:
-            return file
-
-
-class _Zstandard(io.RawIOBase):
-    """Reads a .zst file of one or more frames; unlike `zstandard.open` it raises EOFError where it is cut short."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file = file
-        self._frame, self._rest, self._ready = None, b"", b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while not self._ready:
-            data = self._rest or self._file.read(1 << 20)
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("the last frame is not complete")
-                return 0
-            if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            self._ready, self._rest = self._frame.decompress(data), b""
-            if self._frame.eof:
-                self._frame, self._rest = None, self._frame.unused_data
-        count = min(len(buffer), len(self._ready))
-        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _lines(path: str, start: int) -> Iterator[tuple[int, bytes]]:
-    """The lines that begin at byte `start` or later, each with the place where it does."""
+def _lines(path: str, start: int) -> Iterator[tuple[int, bytes | Broken]]:
+    """The lines that begin at byte `start` or later, each with the place where it does; too long a one as `Broken`."""
     number = 0
     try:
-        with _open(path) as file:
+        with compressed.open_file(path) as file:
             place = 0
             if start:
                 file.seek(start - 1)
-                place = start - 1 + len(file.readline())
-            for line in file:
+                place = start - 1 + _skip_line(file)
+            while line := file.readline(_LARGEST):
                 number += 1
+                if len(line) == _LARGEST and not line.endswith(b"\n"):
+                    why = f"a line of more than {_LARGEST / 2**20:.0f} MB; of JSON, each line is an object, not the file a list"
+                    yield place, Broken(path, place, "line", why)
+                    place += len(line) + _skip_line(file)
+                    continue
                 yield place, line
                 place += len(line)
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
@@ -143,18 +106,30 @@ def _lines(path: str, start: int) -> Iterator[tuple[int, bytes]]:
         ) from None
 
 
-def _decoded(path: str, place: int, line: bytes, unit: str = "line") -> str | Broken:
+def _skip_line(file: IO[bytes]) -> int:
+    """Reads to the end of a line; how many bytes that were."""
+    count = 0
+    while part := file.readline(1 << 20):
+        count += len(part)
+        if part.endswith(b"\n"):
+            break
+    return count
+
+
+def _decoded(path: str, place: int, line: bytes | Broken, unit: str = "line") -> str | Broken:
+    if isinstance(line, Broken):
+        return line
     try:
         return line.decode("utf-8-sig" if place == 0 else "utf-8")
     except UnicodeDecodeError as error:
         return Broken(path, place, unit, f"not UTF-8 (byte {error.object[error.start]:#04x})")
 
 
-def _lines_within(piece: Piece) -> Iterator[tuple[int, bytes]]:
+def _lines_within(piece: Piece) -> Iterator[tuple[int, bytes | Broken]]:
     for place, line in _lines(piece.path, piece.start):
         if piece.stop != TO_THE_END and place >= piece.stop:
             return
-        if line.strip():
+        if isinstance(line, Broken) or line.strip():
             yield place, line
 
 
@@ -178,10 +153,11 @@ def _paragraphs(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
 
     for place, line in _lines(piece.path, piece.start):
         is_past = piece.stop != TO_THE_END and place >= piece.stop
-        if line.strip():
+        if isinstance(line, Broken) or line.strip():
             if begins:
                 text = _decoded(piece.path, place, line)
-                first, size = (first, size + len(line)) if paragraph else (place, len(line))
+                length = 0 if isinstance(line, Broken) else len(line)
+                first, size = (first, size + length) if paragraph else (place, length)
                 if size > _LARGEST:
                     paragraph = paragraph[:1]
                     why = f"a document of more than {_LARGEST / 2**20:.0f} MB; data.document_separator=line makes each line one"

@@ -81,15 +81,15 @@ def make_plan(corpus: Corpus, shard_bytes: int) -> Plan:
                 size = 0
             shards[-1].append(Piece(file.path, file.kind, file.field, start, stop))
             size += length
-    return Plan([describe(path) for path in dict.fromkeys(file.path for file in files)], shards)
+    return Plan(list(storage.in_parallel(describe, list(dict.fromkeys(file.path for file in files)))), shards)
 
 
 def changed_files(corpus: Corpus, before: Sequence[dict[str, Any]]) -> list[str]:
     """The files that are not as `Plan.files` has them, new ones and lost ones included; raises `UserError` like `make_plan`."""
     named = {file["name"]: file for file in before}
-    paths = dict.fromkeys(file.path for file in _files(corpus, download=False))
-    changed = [path for path in paths if not _is_as(path, named.pop(path, None))]
-    return changed + list(named)
+    paths = list(dict.fromkeys(file.path for file in _files(corpus, download=False)))
+    same = storage.in_parallel(lambda path: _is_as(path, named.get(path)), paths)
+    return [path for path, is_same in zip(paths, same) if not is_same] + [*named.keys() - {*paths}]
 
 
 def open_file(path: str):
@@ -193,7 +193,7 @@ def _file(path: str, field: str) -> _File:
         )
     if kind == "parquet":
         return _File(path, kind, field, lambda shard_bytes: _row_groups(path, field))
-    size = epath.Path(path).stat().length
+    size = storage.size(path)
     if is_compressed:
         return _File(path, kind, field, _whole(_UNPACKED * size))
 
@@ -237,7 +237,7 @@ def _folder(folder: epath.Path, name: str, field: str) -> Iterator[_File]:
             raise UserError(f"config.data.source: {name} selects rows by an index; save flatten_indices() of it")
         for file in state["_data_files"]:
             path = os.fspath(folder / file["filename"])
-            yield _File(path, "arrow", field, _whole(epath.Path(path).stat().length))
+            yield _File(path, "arrow", field, _whole(storage.size(path)))
         return
     if (folder / "features.json").exists():
         import tensorflow_datasets as tfds
@@ -285,7 +285,7 @@ def _tfds(builder: Any, split_name: str, name: str, field: str) -> Iterator[_Fil
 
 
 def _records(path: str, kind: str, field: str, count: int) -> _File:
-    size = epath.Path(path).stat().length
+    size = storage.size(path)
 
     def stretches(shard_bytes: int) -> list[tuple[int, int, int]]:
         at_once = max(1, count * shard_bytes // max(size, 1)) if kind == "array_record" else max(1, count)

@@ -5,14 +5,13 @@ is begun again goes on with the shards that are missing.
 """
 
 import array
-import concurrent.futures
 import dataclasses
 import hashlib
 import io
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,7 +79,8 @@ class Survey:
 
     def found(self) -> list[dict[str, Any]]:
         """What `read` has counted in each shard."""
-        return [json.loads((self.path / f"{shard:05}.json").read_text()) for shard in range(len(self.plan().shards))]
+        shards = range(len(self.plan().shards))
+        return list(storage.in_parallel(lambda shard: json.loads((self.path / f"{shard:05}.json").read_text()), shards))
 
     def hashes(self, shard: int) -> np.ndarray:
         """Of the documents of a shard, in order."""
@@ -143,7 +143,7 @@ def check_broken(data: DataConfig, surveys: Sequence[Survey]) -> list[str]:
 
 
 def named(surveys: Sequence[Survey], count: int) -> list[str]:
-    """The first broken or empty documents, by file and line; to count the lines before them takes reading those."""
+    """The first broken or empty documents, by file and place."""
     found = (Broken(*entry) for survey in surveys for shard in survey.found() for entry in shard["named"])
     return [f"{readers.where(broken)}: {broken.why}" for broken in itertools.islice(found, count)]
 
@@ -163,7 +163,8 @@ class Dropped:
         return read_array(epath.Path(self.directory) / f"{shard:05}.npy")
 
     def count(self) -> int:
-        return sum(len(read_array(path)) for path in sorted(epath.Path(self.directory).glob("*.npy")))
+        paths = list(epath.Path(self.directory).glob("*.npy"))
+        return sum(storage.in_parallel(lambda path: len(read_array(path)), paths))
 
 
 def drop_duplicates(surveys: Sequence[Survey], directories: Sequence[epath.Path]) -> list[Dropped]:
@@ -178,7 +179,7 @@ def drop_duplicates(surveys: Sequence[Survey], directories: Sequence[epath.Path]
     width = 2**64 // groups + 1
     for group in range(groups):
         hashes, owners, numbers = [], [], []
-        for i, of_shard in enumerate(_in_parallel(lambda place: surveys[place[0]].hashes(place[1]), places)):
+        for i, of_shard in enumerate(storage.in_parallel(lambda place: surveys[place[0]].hashes(place[1]), places)):
             (inside,) = np.nonzero(of_shard // np.uint64(width) == group) if groups > 1 else (np.arange(len(of_shard)),)
             hashes.append(of_shard[inside])
             owners.append(np.full(len(inside), i, np.int32))
@@ -219,13 +220,6 @@ class Sample:
         )
         lines = "".join("\n".join(line for line in text.splitlines() if line.strip()) + "\n" for text in chosen)
         storage.write(epath.Path(self.directory) / f"{shard:05}.txt", lines)
-
-
-def _in_parallel(function: Callable[[Any], np.ndarray], items: Sequence[Any]) -> Iterator[np.ndarray]:
-    """For reading many small files of a bucket, each of which takes its time."""
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        for first in range(0, len(items), 256):
-            yield from pool.map(function, items[first : first + 256])
 
 
 def write_array(path: epath.Path, values: np.ndarray) -> None:

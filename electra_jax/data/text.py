@@ -1,6 +1,7 @@
 """The corpora of a run: what is found out about their text on the way to a vocabulary and to records."""
 
 import functools
+import io
 import os
 from collections.abc import Callable, Iterator
 
@@ -8,7 +9,7 @@ from etils import epath
 
 from electra_jax import storage
 from electra_jax.config import Config
-from electra_jax.data import near_duplicates, sources, survey
+from electra_jax.data import near_duplicates, sources, survey, work
 from electra_jax.data.sources import Corpus
 from electra_jax.data.survey import Dropped, Survey
 from electra_jax.data.work import Runner
@@ -53,6 +54,7 @@ class Text:
         if not complete.exists():
             if threshold:
                 near_duplicates.check_installed()
+                self._warn_of_memory()
                 signatures = [
                     near_duplicates.Signatures(os.fspath(directory / "signatures"), one)
                     for directory, one in zip(directories, self.surveys)
@@ -68,6 +70,15 @@ class Text:
         self.say(f"leaving out {sum(one.count() for one in found):,} duplicates")
         return found
 
+    def _warn_of_memory(self) -> None:
+        documents = sum(shard["documents"] for one in self.surveys for shard in one.found())
+        needed, there = documents * near_duplicates.DOCUMENT_BYTES, work.memory()
+        if needed > there:
+            self.say(
+                f"WARNING: config.data.near_duplicates holds what it keeps of {documents:,} documents in one process, up to "
+                f"{needed / 1e9:.0f} GB; {there / 1e9:.0f} are there. For so much text, take a tool made for it before this"
+            )
+
     def samples(self, num_bytes: int) -> Iterator[str]:
         """Lines of about `num_bytes` of training text, as the mixture has it, the same for the same source."""
         sizes = [sum(shard["bytes"] for shard in one.found()) for one in self.surveys]
@@ -82,7 +93,7 @@ class Text:
             stage = survey.Sample(os.fspath(directory), one, dropped, fraction, data.validation_fraction)
             shards = len(one.plan().shards)
             self.run(stage, shards, "drawing text for the vocabulary")
-            for shard in range(shards):
-                with (directory / f"{shard:05}.txt").open() as file:
-                    yield from file
-            directory.rmtree()
+            for text in storage.in_parallel(lambda s, d=directory: (d / f"{s:05}.txt").read_text(), range(shards)):
+                yield from io.StringIO(text)
+            if not storage.is_remote(directory):  # there another machine may be reading it
+                directory.rmtree()

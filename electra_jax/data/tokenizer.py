@@ -10,11 +10,11 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 
 import sentencepiece
 import tokenizers
+from etils import epath
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from electra_jax.config import TokenizerConfig
@@ -25,6 +25,8 @@ from electra_jax.errors import UserError
 
 # Characters that get a piece of their own when a vocabulary is trained; rarer ones become [UNK].
 _CHARACTER_COVERAGE = 0.9999
+# Characters of a sentence that SentencePiece is trained on: 4 bytes each at the most.
+_SENTENCE = 16_000
 
 
 def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
@@ -45,12 +47,12 @@ def load_vocab_file(config: TokenizerConfig) -> Tokenizer:
     Raises:
       UserError: where the file is absent, of the wrong form, or lacks a special token.
     """
-    path = Path(config.vocab_file).expanduser()
-    if not path.is_file():
+    path = epath.Path(config.vocab_file).expanduser()
+    if not path.exists() or path.is_dir():
         raise UserError(f"config.tokenizer.vocab_file={config.vocab_file!r}: no such file")
     if config.kind == "wordpiece":
         try:
-            vocabulary = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            vocabulary = path.read_bytes().decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
         except UnicodeDecodeError:
             raise UserError(
                 f"config.tokenizer.vocab_file={config.vocab_file!r} is not UTF-8 text; tokenizer.kind=wordpiece reads a vocab.txt"
@@ -152,14 +154,22 @@ def _alphabet(words: collections.Counter, vocab_size: int) -> list[str]:
     return sorted({*chosen, *(form[-1] for form in chosen)})
 
 
+def _parts(line: str) -> Iterator[str]:
+    """A line in parts of up to `_SENTENCE` characters, cut at white space where there is any."""
+    while line := line.strip():
+        end = len(line) if len(line) <= _SENTENCE else max(line.rfind(" ", 0, _SENTENCE), 0) or _SENTENCE
+        yield line[:end]
+        line = line[end:]
+
+
 def _train_sentencepiece(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            # Lines, since the trainer passes over sentences of more than `max_sentence_length` bytes.
-            sentence_iterator=(line for text in texts for line in text.splitlines() if line.strip()),
+            # The trainer passes over sentences of more than `max_sentence_length` bytes, without a word.
+            sentence_iterator=(part for text in texts for line in text.splitlines() for part in _parts(line)),
             model_writer=model, model_type=config.kind, vocab_size=config.vocab_size, hard_vocab_limit=False,
-            character_coverage=_CHARACTER_COVERAGE, max_sentence_length=65536,
+            character_coverage=_CHARACTER_COVERAGE, max_sentence_length=4 * _SENTENCE,
             normalization_rule_name="nmt_nfkc_cf" if config.lowercase else "nmt_nfkc",
             pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, pad_piece="[PAD]", unk_piece="[UNK]",
             control_symbols=["[CLS]", "[SEP]", "[MASK]"],

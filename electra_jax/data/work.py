@@ -12,13 +12,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import tqdm
 
+from electra_jax import storage
 from electra_jax.errors import UserError, missing_extra
 
 Say = Callable[[str], None]
+# What a worker takes at the most, or nearly.
+_WORKER_BYTES = 2**30
 
 
 class Stage(Protocol):
@@ -35,7 +39,21 @@ Runner = Callable[[Stage, int, str], None]
 
 def missing(stage: Stage, shards: int) -> list[int]:
     """The shards that a stage has not been through."""
-    return [shard for shard in range(shards) if not stage.done(shard)]
+    return [shard for shard, done in enumerate(storage.in_parallel(stage.done, range(shards))) if not done]
+
+
+def _workers() -> int:
+    """How many this machine, or the container, has cores and memory for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, memory() // _WORKER_BYTES))
+
+
+def memory() -> int:
+    """Bytes of memory that this machine, or the container, has."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return min(there, int(text)) if text.isdecimal() else there
 
 
 def locally(stage: Stage, shards: int, what: str) -> None:
@@ -45,21 +63,22 @@ def locally(stage: Stage, shards: int, what: str) -> None:
       UserError: of the first shard that raised one; those under way are given up, as on Ctrl-C.
     """
     left = missing(stage, shards)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(_workers(), len(left))
     with _Progress(len(left), what) as progress:
-        if min(cores, len(left)) <= 1:
+        if workers <= 1:
             for shard in left:  # the tokenizer uses all cores by itself
                 stage.read(shard)
                 progress.update()
             return
-        with concurrent.futures.ProcessPoolExecutor(min(cores, len(left)), _forking(), _begin_worker) as pool:
+        with concurrent.futures.ProcessPoolExecutor(workers, _forking(), _begin_worker) as pool:
             try:
                 for done in concurrent.futures.as_completed([pool.submit(stage.read, shard) for shard in left]):
                     done.result()
                     progress.update()
             except concurrent.futures.process.BrokenProcessPool:
                 raise UserError(
-                    f"{what}: a worker was ended, maybe for want of memory; the same command goes on"
+                    f"{what}: one of {workers} workers was ended, maybe for want of memory; the same command goes on, and under "
+                    "`taskset --cpu-list 0-3` with four workers"
                 ) from None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -113,7 +132,10 @@ def beam(options: str) -> Runner:
                 | what >> apache_beam.Map(stage.read)
             )
         if failed := missing(stage, shards):
-            raise UserError(f"{what}: {len(failed)} of {shards} shards are missing after the pipeline; run it again")
+            raise UserError(
+                f"{what}: {len(failed)} of {shards} shards are missing after the pipeline; run it again, and where its workers are "
+                "other machines, with a config.data.directory that all of them share, such as gs://"
+            )
 
     return run
 

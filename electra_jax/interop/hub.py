@@ -31,6 +31,7 @@ def fetch(flag: str, text: str) -> Path:
     hub = _hub(what)
     name, _, revision = text.partition("@")
     revision = revision or None
+    print(f"{what}: fetching it from the Hugging Face Hub", flush=True)
 
     def download() -> Path:
         folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=_FILES))

@@ -64,7 +64,8 @@ def load(path: str, with_head: bool = False) -> Encoder:
     if is_workdir:
         return _of_run(path, with_head)
     if hub.is_name(path.partition("@")[0]) and not folder.exists():
-        return _of_folder(hub.fetch("--init", path), with_head)
+        fetched = hub.fetch("--init", path)  # .../snapshots/COMMIT, in whatever cache
+        return dataclasses.replace(_of_folder(fetched, with_head), name=f"{path.partition('@')[0]}@{fetched.name}")
     raise UserError(
         f"--init={path}: neither a work directory (with checkpoints/) nor a model's folder (with config.json and its weights) "
         "nor a name on the Hub; import_checkpoint makes a work directory of a TensorFlow checkpoint"

@@ -37,7 +37,9 @@ def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh
     """The mesh of `config` over all devices, or these; raises `UserError` where it or the batch do not fit them."""
     mesh = partitioning.make_mesh(config.mesh, devices)
     for phase in config.phases:
-        partitioning.check_batch(phase.batch_size, mesh, config.train.gradient_accumulation_steps)
+        of_curriculum = phase.end is not None and config.train.curriculum_batch_sizes
+        name = "train.curriculum_batch_sizes" if of_curriculum else "train.batch_size"
+        partitioning.check_batch(name, phase.batch_size, mesh, config.train.gradient_accumulation_steps)
     return mesh
 
 
