@@ -21,7 +21,7 @@ class Hub:
     """Repositories as {name: {revision: {path: bytes}}}, and a server over them."""
 
     def __init__(self):
-        self.repos, self.objects, self.tokens, self.commits, self.private = {}, {}, set(), {}, {}
+        self.repos, self.objects, self.tokens, self.commits, self.visibility = {}, {}, set(), {}, {}
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -89,7 +89,7 @@ class Hub:
         if name.startswith("forbidden/"):
             return {"error": "You have no right to create a model there"}
         self.repos.setdefault(name, {"main": {}})
-        self.private[name] = asked.get("private")
+        self.visibility[name] = asked.get("visibility")
         return {"url": f"{self.address}/{name}", "name": name, "id": name}
 
     def branch(self, body, name, revision):
@@ -172,8 +172,8 @@ def test_publish_and_fetch(hub, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert hub.tokens == {"Bearer hf_test"} | (hub.tokens & {None})
-    assert hub.private == {"ours/fox-discriminator": True, "ours/fox-generator": True}
-    assert set(hub.repos) == set(hub.private)
+    assert hub.visibility == {"ours/fox-discriminator": "private", "ours/fox-generator": "private"}
+    assert set(hub.repos) == set(hub.visibility)
     for name, revisions in hub.repos.items():
         assert set(revisions) == {"main", "step-3", "step-5"}
         local = tmp_path / "out" / name.rpartition("-")[2]
