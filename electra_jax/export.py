@@ -56,19 +56,18 @@ def main(argv: list[str]) -> None:
         parser.error(f"argument --step: {args.step}; it must be 0 or more")
     out = cli.local_path("--out", args.out)
     languages = [code.strip() for code in args.language.split(",") if code.strip()]
-    finetuned = sorted(Path(args.workdir).glob("*/model/task.json"))
+    about = About(languages, args.license, args.push_to or "")
     if (Path(args.workdir) / "model" / "task.json").is_file():
         if args.push_every_step or args.step is not None:
             parser.error("argument --step or --push_every_step: a fine-tuned model has no steps; leave it out")
-        made = _copy(Path(args.workdir) / "model", out, languages, args.license, args.push_to)
+        made = _copy(Path(args.workdir) / "model", out, about)
         if args.push_to:
             print(f"published {hub.publish(made, args.push_to, 'main', 'fine-tuned', args.private)}")
         return
-    if finetuned:
+    if finetuned := sorted(Path(args.workdir).glob("*/model/task.json")):
         tasks = ", ".join(file.parent.parent.name for file in finetuned)
         raise UserError(f"--workdir={args.workdir} has a model of each task; give one of the folders in it: {tasks}")
     origin = checkpoint.find(args.workdir if args.step is None else f"{args.workdir}@{args.step}")
-    about = About(languages, args.license, args.push_to or "")
     folders = export(origin, epath.Path(args.workdir), out, about)
     for folder in folders:
         print(f"wrote {folder}")
@@ -91,7 +90,7 @@ class About(NamedTuple):
     name: str  # ORG/NAME on the Hub, or empty
 
 
-def _copy(model: Path, out: Path, languages: list[str], license_name: str, name: str | None) -> Path:
+def _copy(model: Path, out: Path, about: About) -> Path:
     """A model that `finetune` wrote, which is in Hugging Face's form already, with the publisher's part of the card."""
     if (out / "model").exists():
         raise UserError(f"--out={out}: {out / 'model'} is there already; remove it, or give another folder")
@@ -99,8 +98,8 @@ def _copy(model: Path, out: Path, languages: list[str], license_name: str, name:
     with storage.new_folder(out / "model") as partial:
         shutil.copytree(model, partial, dirs_exist_ok=True)
         card = (model / "README.md").read_text(encoding="utf-8")
-        head = "\n".join(["---", *model_card.rights(license_name, languages), ""])
-        card = head + card.removeprefix("---\n").replace(model_card.NO_NAME, name or model_card.NO_NAME)
+        head = "\n".join(["---", *model_card.rights(about.license, about.languages), ""])
+        card = head + card.removeprefix("---\n").replace(model_card.NO_NAME, about.name or model_card.NO_NAME)
         (partial / "README.md").write_text(card, encoding="utf-8")
     print(f"wrote {out / 'model'}")
     return out / "model"

@@ -19,9 +19,8 @@ def set_up() -> None:
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     mallopt = _glibc("mallopt")
-    if (
-        mallopt and not _has_accelerator()
-    ):  # whose hosts have many threads that save and read, each with an arena of its own
+    # The hosts of accelerators have many threads that save and read: they keep an arena each.
+    if mallopt and not _has_accelerator():
         for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, 2**26), (_M_ARENA_MAX, 1)):
             mallopt(option, value)
 
