@@ -25,14 +25,15 @@ def take(made, count, start=0, batch_size=8, **options) -> np.ndarray:
     return np.concatenate(list(itertools.islice(pipeline.training_batches(made, start, batch_size, **options), count)))
 
 
-def blocks_of(sizes, window, seed=0):
-    return order.shuffled_by_blocks(sizes, window, seed)
+def blocks_of(sizes, lanes, seed=0):
+    return order.shuffled_by_blocks(sizes, lanes, seed)
 
 
 ORDERS = {
     "full": (lambda seed: order.fully_shuffled(150, seed), 150),
     "blocks": (lambda seed: blocks_of([32, 32, 11, 32, 32, 11], 2, seed), 150),
-    "one window": (lambda seed: blocks_of([32, 32, 11, 32, 32, 11], 100, seed), 150),
+    "one lane": (lambda seed: blocks_of([32, 32, 11, 32, 32, 11], 1, seed), 150),
+    "lanes of one or two": (lambda seed: blocks_of([32, 32, 11, 32, 32, 11], 100, seed), 150),
 }
 
 
@@ -49,14 +50,27 @@ def test_each_epoch_has_every_sequence_once_in_its_own_order(kind):
     assert made(some).tolist() == [[*epochs[0], *epochs[1], *epochs[2]][i] for i in some]
 
 
-def test_blocks_stay_within_their_window():
+def test_each_lane_reads_its_blocks_one_by_one():
     sizes = [16] * 40
-    found = blocks_of(sizes, 4)(np.arange(640)) // 16
-    windows = [set(found[i : i + 64]) for i in range(0, 640, 64)]
-    assert all(len(window) == 4 for window in windows)
-    assert any(max(window) - min(window) > 4 for window in windows)  # the blocks themselves come in random order
-    assert len(set(blocks_of(sizes, 4)(np.arange(16)) // 16)) > 1  # and mix
+    found = blocks_of(sizes, 4)(np.arange(640))
+    lanes = [found[k::4] for k in range(4)]
+    for lane in lanes:  # of ten blocks each, in random order, and the sequences of each in random order
+        blocks = [set((lane[i : i + 16] // 16).tolist()) for i in range(0, 160, 16)]
+        assert all(len(block) == 1 for block in blocks)
+        assert [block.pop() for block in blocks] != sorted(set((lane // 16).tolist()))
+        assert lane[:16].tolist() != sorted(lane[:16])
+    assert all(len(set(found[i : i + 4] // 16)) == 4 for i in range(0, 640, 4))  # neighbours are of different blocks
     assert len(set(order.fully_shuffled(640, 0)(np.arange(64)) // 16)) > 20  # the control
+
+
+def test_lanes_that_end_at_different_places_have_each_sequence_once_an_epoch():
+    """Whatever the blocks' sizes: a block that lies across two lanes is shared by them."""
+    rng = np.random.default_rng(0)
+    for lanes in (1, 3, 7, 40):
+        sizes = rng.integers(1, 20, 30).tolist()
+        made, count = blocks_of(sizes, lanes), sum(sizes)
+        for epoch in range(3):
+            assert sorted(made(epoch * count + np.arange(count)).tolist()) == list(range(count))
 
 
 def test_blocks_are_read_once_and_whole(prepared):
@@ -66,9 +80,31 @@ def test_blocks_are_read_once_and_whole(prepared):
     for made in (one, other):
         for first in range(0, count, 8):
             made.read(np.arange(first, min(first + 8, count)))
-    # The last block of the data set is padded up to whole records.
-    assert one.read_per_used() == pytest.approx(-(-count // 16) * 16 / count)
+    # The last block of the data set is padded up to whole records; a block across two of the four lanes is read for each.
+    whole = -(-count // 16) * 16
+    assert whole <= one.read_per_used() * count <= whole + 3 * 32
     assert 1.5 < other.read_per_used() <= RECORD_SEQUENCES
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_read_their_part_of_the_blocks(prepared, processes, monkeypatch):
+    monkeypatch.setattr(pipeline, "_READ_AHEAD", 8)
+    count = len(of(prepared)) // 8
+
+    def read_per_used(batch_size: int, rows: slice) -> float:
+        made = of(prepared, **BLOCKS)
+        take(made, count, batch_size=batch_size, rows=rows)
+        return made.read_per_used()
+
+    parts = [slice(i * 8 // processes, (i + 1) * 8 // processes) for i in range(processes)]
+    # The blocks across two lanes, and what is read ahead of the last batch, come on top.
+    assert max(read_per_used(8, rows) for rows in parts) < 1.3
+    # The control: of a batch that the lanes do not divide every row is of another lane than in the batch before.
+    assert read_per_used(7, slice(0, 1)) > 3
+
+
+def ordered(batches: np.ndarray) -> list[bytes]:
+    return sorted(ids.tobytes() for ids in batches)
 
 
 @pytest.mark.parametrize("shuffle", [{}, BLOCKS], ids=["full", "blocks"])
@@ -78,9 +114,8 @@ def test_batches_go_on_from_any_position(prepared, shuffle):
     np.testing.assert_array_equal(take(of(prepared, **shuffle), 5, start=7 * 8), everything[56:96])
     assert not np.array_equal(take(made, 5, start=7 * 8 + 1), everything[56:96])
     # Another batch size neither repeats nor skips.
-    np.testing.assert_array_equal(
-        np.concatenate([take(made, 4), take(made, 3, start=32, batch_size=12)]), take(made, 17, batch_size=4)
-    )
+    several = [*take(made, 4), *take(made, 3, start=32, batch_size=12), *take(made, 1, start=68, batch_size=7)]
+    assert ordered(several) == ordered(take(made, 15, batch_size=5)) and len(several) == 75
     # Processes read their rows of the same batch.
     parts = [take(of(prepared, **shuffle), 1, rows=slice(i, i + 2)) for i in range(0, 8, 2)]
     np.testing.assert_array_equal(np.concatenate(parts), everything[:8])
@@ -95,7 +130,7 @@ def test_batches_cross_the_end_of_an_epoch(prepared):
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0), (0.15, 0.8, 0.05), (1e-3, 1.0)])
 def test_shares_of_a_mixture(weights):
-    mixed = order.mixed(weights, 0)
+    mixed = order.mixed(weights, 1, 0)
     which, places = mixed(np.arange(1_200_000))
     for source, weight in enumerate(weights):
         of_source = which == source
@@ -106,6 +141,19 @@ def test_shares_of_a_mixture(weights):
             assert np.abs(shares - weight / sum(weights)).max() <= 0.01
     some = np.asarray([40_000, 5, 12_345])
     np.testing.assert_array_equal(np.stack(mixed(some)), np.stack([which[some], places[some]]))
+
+
+def test_lanes_of_a_mixture():
+    """Each lane has its shares, neighbours are of different sources, and what is in a lane is so in its source."""
+    which, places = order.mixed((3.0, 1.0), 8, 0)(np.arange(80_000))
+    assert (places % 8 == np.arange(80_000) % 8).all()
+    for lane in range(8):
+        assert (which[lane::8] == 0).mean() == pytest.approx(0.75, abs=1e-3)
+        for source in range(2):  # none twice, none left out
+            of_lane = places[lane::8][which[lane::8] == source]
+            assert of_lane.tolist() == list(range(lane, lane + 8 * len(of_lane), 8))
+    shares = (which == 0).reshape(-1, 8).mean(1)
+    assert 0.05 < shares.std() < 0.25  # of lanes that went alike, 0 or 1: 0.43
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +199,18 @@ def test_other_weights_need_no_preparing_with_the_same_vocabulary(two_sources):
     tokenizer = one.tokenizer
     other = build.prepare(mixture(two_sources, weights=(1.0, 2.0)), said.append, tokenizer)
     assert other.directories == one.directories and not said
+
+
+def test_a_mixture_by_blocks_is_read_in_parts(two_sources):
+    prepared = build.prepare(mixture(two_sources, weights=(1.0, 1.0)), say=lambda text: None)
+    config = mixture(two_sources, weights=(1.0, 1.0), **BLOCKS)
+    count = len(sequences(config, prepared))
+    whole = take(sequences(config, prepared), count // 8)
+    parts = [
+        (made, take(made, count // 8, rows=slice(i, i + 4))) for i in (0, 4) for made in [sequences(config, prepared)]
+    ]
+    np.testing.assert_array_equal(np.stack([ids.reshape(-1, 4, 32) for _, ids in parts], 1).reshape(whole.shape), whole)
+    assert all(made.read_per_used() < 1.5 for made, _ in parts)
 
 
 @pytest.mark.parametrize("batch_size", [5, 8, 64])

@@ -29,38 +29,43 @@ def fully_shuffled(count: int, seed: int) -> Order:
     return _by_epoch(count, lambda epoch, places: epoch_order(epoch)[places])
 
 
-def shuffled_by_blocks(blocks: Sequence[int], window: int, seed: int) -> Order:
-    """Blocks of neighbours come in random order; within each `window` of them, sequences do.
+def shuffled_by_blocks(blocks: Sequence[int], lanes: int, seed: int) -> Order:
+    """Blocks of neighbours come in random order, in several lanes at once; within a block, its sequences do.
+
+    The blocks of an epoch, one after the other, are cut into `lanes` equal stretches. Lane `k` reads stretch `k` and has the
+    places `k`, `k + lanes`, `k + 2 lanes`, ... of the epoch: neighbours in the order come from different blocks, and a process
+    that has the places of some lanes only reads no blocks but theirs.
 
     Args:
       blocks: how many sequences each block holds; the first block has the first numbers.
-      window: blocks that are mixed with each other.
+      lanes: blocks that are mixed with each other; no more than there are sequences.
       seed: of all epochs.
     """
     sizes = np.asarray(blocks, np.int64)
     firsts, count = np.cumsum(sizes) - sizes, int(sizes.sum())
+    # Where each lane's stretch begins: the first ones are longer by one, as the positions of an epoch are.
+    stretches = np.arange(lanes) * (count // lanes) + np.minimum(np.arange(lanes), count % lanes)
 
     @functools.lru_cache(2)  # an epoch may end within a batch
     def epoch_order(epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The blocks in their order, and where each window begins and the last ends."""
-        blocks = np.random.default_rng((seed, epoch)).permutation(len(sizes))
-        ends = np.cumsum(sizes[blocks])
-        return blocks, np.concatenate([[0], ends[window - 1 :: window], ends[-1:]])
+        """The blocks in their order, and where each begins."""
+        numbers = np.random.default_rng((seed, epoch)).permutation(len(sizes))
+        return numbers, np.cumsum(sizes[numbers]) - sizes[numbers]
 
-    @functools.lru_cache(4)
-    def window_order(epoch: int, number: int) -> np.ndarray:
-        blocks = epoch_order(epoch)[0][number * window : (number + 1) * window]
-        sequences = np.concatenate([np.arange(firsts[block], firsts[block] + sizes[block]) for block in blocks])
-        return np.random.default_rng((seed, epoch, number)).permutation(sequences)
+    @functools.lru_cache(2 * lanes)
+    def block_order(epoch: int, block: int) -> np.ndarray:
+        """Its sequences, as many entries as the largest block has them."""
+        own = np.random.default_rng((seed, epoch, block)).permutation(sizes[block])
+        return firsts[block] + np.pad(own, (0, sizes.max() - len(own)))
 
     def in_epoch(epoch: int, places: np.ndarray) -> np.ndarray:
-        result = np.empty(len(places), np.int64)
-        begins = epoch_order(epoch)[1]
-        numbers = np.searchsorted(begins, places, side="right") - 1
-        for number in np.unique(numbers).tolist():
-            here = numbers == number
-            result[here] = window_order(epoch, number)[places[here] - begins[number]]
-        return result
+        times, lane = np.divmod(places, lanes)
+        places = stretches[lane] + times
+        numbers, begins = epoch_order(epoch)
+        nth = np.searchsorted(begins, places, side="right") - 1
+        found, which = np.unique(nth, return_inverse=True)
+        sequences = np.stack([block_order(epoch, block) for block in numbers[found].tolist()])
+        return sequences[which, places - begins[nth]]
 
     return _by_epoch(count, in_epoch)
 
@@ -79,10 +84,11 @@ def _by_epoch(count: int, in_epoch: Callable[[int, np.ndarray], np.ndarray]) -> 
     return order
 
 
-def mixed(shares: Sequence[float], seed: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def mixed(shares: Sequence[float], lanes: int, seed: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Positions `[n]` -> which source each is of, and the position in that source, `[n]` each.
 
-    Over every `ROUND` positions each source has as many as its share of them, to the next whole number.
+    Over every `ROUND` positions of a lane (as `shuffled_by_blocks` has them) each source has as many as its share of them,
+    to the next whole number. What is in a lane here is in the same lane of its source.
     """
     counts = np.floor(np.asarray(shares) / np.sum(shares) * ROUND).astype(np.int64)
     # What rounding down has left goes to those that it took most from.
@@ -95,10 +101,14 @@ def mixed(shares: Sequence[float], seed: int) -> Callable[[np.ndarray], tuple[np
     before = np.zeros(ROUND, np.int64)
     for source in range(len(counts)):
         before[table == source] = np.arange(counts[source])
+    # Each lane begins elsewhere in the round: all at the same place would be of the same source.
+    starts = np.arange(lanes) * ROUND // lanes
+    skipped = np.stack([np.bincount(table[:start], minlength=len(counts)) for start in starts])
 
     def order(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rounds, places = np.divmod(np.asarray(positions, np.int64), ROUND)
+        times, lane = np.divmod(np.asarray(positions, np.int64), lanes)
+        rounds, places = np.divmod(times + starts[lane], ROUND)
         sources = table[places]
-        return sources, rounds * counts[sources] + before[places]
+        return sources, (rounds * counts[sources] + before[places] - skipped[lane, sources]) * lanes + lane
 
     return order
