@@ -244,16 +244,22 @@ def directory(name: str, value: str) -> epath.Path:
 
 
 def make_directory(name: str, path: epath.Path) -> None:
-    """Makes a directory and those above it; raises `UserError` where that cannot be."""
+    """Makes a directory and those above it.
+
+    Raises:
+      UserError: where that cannot be.
+      OthersFailed: where a bucket cannot be reached.
+    """
     probe = path / f".probe-{secrets.token_hex(8)}"  # in containers, all processes have the same number
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink(missing_ok=True)
     except Exception as error:  # each kind of storage has its own
-        raise UserError(
-            f"{name}={path} cannot be written to ({getattr(error, 'strerror', None) or str(error) or type(error).__name__})"
-        ) from None
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if storage.is_unreachable(error):
+            raise OthersFailed(f"{name}={path} cannot be reached ({why})") from None
+        raise UserError(f"{name}={path} cannot be written to ({why})") from None
 
 
 def use_compilation_cache(place: epath.Path) -> None:

@@ -94,6 +94,16 @@ def is_without_locks(error: Exception) -> bool:
     return isinstance(error, NotImplementedError) or getattr(error, "errno", None) in without
 
 
+def is_unreachable(error: Exception) -> bool:
+    """Whether an error says that storage could not be reached or was busy, and another try may go well."""
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return True
+    package, name = type(error).__module__.partition(".")[0], type(error).__name__
+    if package == "gcsfs":  # the error of any status that has none of Python's
+        return str(getattr(error, "code", "")) in ("408", "429") or str(getattr(error, "code", "")).startswith("5")
+    return package in ("aiohttp", "requests") or (package, name) == ("google", "TransportError")
+
+
 def fingerprint(value: Any) -> str:
     """Twelve characters that stand for a JSON value, in the name of what was made of it."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,5 +1,6 @@
 """Work directories in a bucket, against an emulator of Cloud Storage."""
 
+import asyncio
 import gzip
 import json
 import re
@@ -11,11 +12,15 @@ import time
 import urllib.request
 from pathlib import Path
 
+import aiohttp
+import gcsfs.retry
 import pyarrow
 import pyarrow.parquet
 import pytest
+import requests
 
 from conftest import ROOT, SMALL, config_file, process_env, run_module
+from electra_jax import storage
 from test_run import metrics, numbers
 
 pytestmark = pytest.mark.slow
@@ -123,6 +128,30 @@ def test_buckets_that_cannot_be_used(place, bucket, workdir, part):
     done = run_module("train", "--config=small.py", f"--workdir={workdir}", cwd=place, env=bucket.env)
     assert done.returncode == 2, done.stdout + done.stderr
     assert part in done.stderr and done.stderr.count("error: ") == 1
+
+
+def test_a_bucket_that_cannot_be_reached_is_worth_another_try():
+    """Not those that were reached and said no; the errors are those of the libraries, of real connections where it can be."""
+
+    async def get(address: str) -> None:
+        async with aiohttp.ClientSession() as session, session.get(address):
+            pass
+
+    with socket.socket() as bound:  # and does not listen
+        bound.bind(("localhost", 0))
+        nobody = f"http://localhost:{bound.getsockname()[1]}"
+        for ask in (
+            lambda: requests.get(nobody),
+            lambda: asyncio.run(get(nobody)),
+            lambda: bound.connect(("localhost", 9)),
+        ):
+            with pytest.raises(OSError) as raised:
+                ask()
+            assert storage.is_unreachable(raised.value)
+    errors = [({"code": 503}, True), ({"code": 429}, True), ({"code": 404}, False), ({"code": 401}, False), ({}, False)]
+    for said, passes in errors:
+        assert storage.is_unreachable(gcsfs.retry.HttpError(said)) == passes
+    assert not storage.is_unreachable(FileNotFoundError("x")) and not storage.is_unreachable(PermissionError("x"))
 
 
 def test_text_and_records_in_a_bucket(place, bucket, corpus_file):

@@ -19,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 from electra_jax import storage
 from electra_jax.config import CheckpointConfig, Config
 from electra_jax.config_loading import from_dict, to_dict
-from electra_jax.errors import UserError
+from electra_jax.errors import OthersFailed, UserError
 from electra_jax.models.electra import Params, by_name
 from electra_jax.training.state import TrainState
 
@@ -125,7 +125,12 @@ def saved_steps(directory: epath.Path) -> list[int]:
 
 
 def read_saved(origin: Origin) -> Saved:
-    """What a checkpoint says of its run; raises `UserError` where it is damaged."""
+    """What a checkpoint says of its run.
+
+    Raises:
+      UserError: where it is damaged.
+      OthersFailed: where its bucket cannot be reached.
+    """
     folder = origin.path
     try:
         run, tokenizer = (json.loads((folder / name / "metadata").read_text()) for name in ("run", "tokenizer"))
@@ -133,6 +138,8 @@ def read_saved(origin: Origin) -> Saved:
             from_dict(run["config"]), run["step"], run["sequences"], run["data"], tokenizer, run["trained_length"]
         )
     except (OSError, json.JSONDecodeError, KeyError) as error:
+        if storage.is_unreachable(error):
+            raise OthersFailed(f"{folder} cannot be reached ({error})") from None
         raise UserError(f"{folder} is no complete checkpoint ({error}); remove it to go on from an older one") from None
 
 
