@@ -120,8 +120,10 @@ def find_batch(config: Config, slices: Topology, devices: list[jax.Device]) -> C
     Raises:
       DoesNotFit: where not even the smallest does.
     """
-    unit = partitioning.batch_parts(
-        partitioning.make_mesh(config.mesh, devices), config.train.gradient_accumulation_steps
+    mesh, train = partitioning.make_mesh(config.mesh, devices), config.train
+    unit = math.lcm(
+        partitioning.batch_parts(mesh, train.gradient_accumulation_steps),
+        train.replicas * train.gradient_accumulation_steps,
     )
 
     def attempt(units: int) -> Compiled | None:
@@ -141,15 +143,16 @@ def find_batch(config: Config, slices: Topology, devices: list[jax.Device]) -> C
     if best:
         while larger := attempt(2 * size):
             best, size = larger, 2 * size
+        too_large = 2 * size
     while not best:
-        size = max(1, size // 2)
+        too_large, size = size, max(1, size // 2)
         best = attempt(size)
-    # Twice this does not fit.
-    step, finest = size // 2, max(1, size // 8)
-    while step >= finest:
-        if larger := attempt(size + step):
-            best, size = larger, size + step
-        step //= 2
+    while too_large - size > max(1, size // 8):
+        between = (size + too_large) // 2
+        if larger := attempt(between):
+            best, size = larger, between
+        else:
+            too_large = between
     return best
 
 

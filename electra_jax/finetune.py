@@ -10,6 +10,7 @@ from etils import epath
 
 from electra_jax import cli, config_values, distributed, memory, storage
 from electra_jax.config import TrainConfig
+from electra_jax.errors import UserError
 from electra_jax.reporting import report
 from electra_jax.reporting.writers import require_wandb
 from electra_jax.tasks import data as task_data
@@ -82,10 +83,10 @@ def _task(config: FinetuneConfig, data: TaskData, encoder: Encoder, workdir: Pat
 
 def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder, workdir: Path) -> int:
     """Runs the configurations of a file one after the other, and prints what they come to beside what is published."""
-    file, found = path.rpartition(":")[0], []
+    file, found = path.rpartition(":")[0] if ".py:" in path else path, []
     # All before the first: a mistake in the last shows now.
     configs = [cli.load_finetune_config(f"{file}:{word}", overrides) for word in words]
-    data = distributed.together(lambda: [task_data.load(config.task) for config in configs], "reading the tasks")
+    data = distributed.together(lambda: [_measured(config) for config in configs], "reading the tasks")
     for word, config in zip(words, configs, strict=True):
         distributed.say(f"== {word}")
         found.append((word, config, _task(config, data.pop(0), encoder, workdir / word)))
@@ -110,6 +111,16 @@ def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder,
         storage.write(workdir / "results.json", json.dumps(total, indent=1) + "\n")
     distributed.say(line)
     return 0
+
+
+def _measured(config: FinetuneConfig) -> TaskData:
+    """The data of a task that has a figure to show; raises `UserError` where there is none."""
+    found = task_data.load(config.task)
+    if not any(
+        e.label is not None for part in (found.validation, found.test) for split in part.values() for e in split
+    ):
+        raise UserError(f"config.task.path={config.task.path}: neither validation nor test has labels to measure by")
+    return found
 
 
 def _name(path: str, config: FinetuneConfig) -> str:

@@ -90,7 +90,11 @@ def measure(config: Config, point: Point, steps: int) -> dict[str, Any]:
     )
     data = dataclasses.replace(config.data, max_seq_length=point.length, curriculum_lengths=(), curriculum_steps=())
     train = dataclasses.replace(
-        config.train, batch_size=point.batch_size, curriculum_batch_sizes=(), gradient_accumulation_steps=1
+        config.train,
+        batch_size=point.batch_size,
+        curriculum_batch_sizes=(),
+        gradient_accumulation_steps=1,
+        replicas=1,
     )
     config = dataclasses.replace(config, model=model, data=data, train=train, mesh=MeshConfig())
     one = mesh_of(config, jax.devices()[:1])

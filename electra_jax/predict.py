@@ -1,6 +1,7 @@
 """Labels text with a fine-tuned model: `python -m electra_jax.predict --model=WORKDIR/model < TEXT`."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import itertools
@@ -49,7 +50,10 @@ def main(argv: list[str]) -> None:
     name = "standard input" if args.input == "-" else args.input
     count = num_cut = 0
     with _opened(args.input, "r", sys.stdin) as source, _opened(args.output, "w", sys.stdout) as target:
-        rows = _text(source, name, kind.task) if form == "text" else formats.from_lines(source, name, form, kind.task)
+        if form == "text":
+            rows = _text(source, name, kind.task)
+        else:  # which has no labels, whatever column training's were in
+            rows = formats.from_lines(source, name, form, dataclasses.replace(kind.task, label="label"))
         for chunk in _chunks(rows):
             found = examples.of_rows(kind.task, chunk)
             shown = [{"id": example.id, **kind.shown(example, said)} for example, said in zip(found, label(found))]

@@ -1,6 +1,7 @@
 """The page of a run: `python -m electra_jax.report --workdir=DIR [--compare DIR2 ...]`."""
 
 from electra_jax import cli
+from electra_jax.errors import UserError
 from electra_jax.reporting import report
 
 
@@ -17,6 +18,8 @@ def main(argv: list[str]) -> None:
     workdir = cli.directory("--workdir", args.workdir)
     others = [cli.directory("--compare", other) for other in args.compare]
     out = cli.directory("--out", args.out) if args.out else workdir / "report.html"
+    if out.is_dir():
+        raise UserError(f"--out={out} is a folder; it must be a file")
     if args.out:
         cli.make_directory("--out", out.parent)
     report.write([workdir, *others], out)

@@ -181,7 +181,9 @@ def test_what_does_not_fit_is_one_line_and_status_3(place):
         assert option in done.stderr
 
 
-@pytest.mark.parametrize(("start", "limit"), [(16, 1000), (4096, 1000), (512, 512), (8, 8), (1024, 8)])
+@pytest.mark.parametrize(
+    ("start", "limit"), [(16, 1000), (4096, 1000), (512, 512), (8, 8), (1024, 8), (24, 16), (168, 80)]
+)
 def test_the_largest_batch_that_fits(monkeypatch, capsys, start, limit):
     """The search alone: compiling with large batches takes minutes. Eight devices, so multiples of 8."""
     tried = []

@@ -94,6 +94,12 @@ def test_spans_of_bio_and_bioes():
     assert metrics.spans(["S-X", "I-X", "DT", "."]) == {("X", 0, 0), ("X", 1, 1)}
 
 
+def test_spans_of_bilou_are_those_of_bioes():
+    tags = ["U-X", "O", "B-Y", "I-Y", "L-Y", "B-X", "L-X", "U-X"]
+    assert metrics.spans(tags) == {("X", 0, 0), ("Y", 2, 4), ("X", 5, 6), ("X", 7, 7)}
+    assert metrics.to_bioes(tags) == [{"U": "S", "L": "E"}.get(tag[0], tag[0]) + tag[1:] for tag in tags]
+
+
 def test_f1_of_spans():
     expected = [{("X", 0, 1), ("Y", 3, 3)}, {("X", 0, 0)}]
     predicted = [{("X", 0, 1), ("Y", 2, 3)}, set()]
@@ -481,7 +487,7 @@ def test_columns_without_tags_are_words_to_be_tagged(tmp_path):
     assert found.test["test"][0].words == ("b", "a") and found.test["test"][0].label is None
     assert found.warnings == ()
     (tmp_path / "test.conll").write_text("b X\na\n")
-    with pytest.raises(UserError, match="test.conll:2: 'a' has no column -1 for the tag"):
+    with pytest.raises(UserError, match="test.conll:2: 'a' has no tag, the sentence before it has them"):
         load(tmp_path, kind="tagging")
     (tmp_path / "test.conll").write_text("b\na X\n")
     with pytest.raises(UserError, match="test.conll:2: 'a X' has a tag, the sentence before it has none"):
@@ -506,6 +512,36 @@ def test_columns_are_split_at_tabs_or_else_at_spaces(tmp_path):
     one, other = load(tmp_path, kind="tagging").train["train"]
     assert one.words == ("10\u00a0000", "New York") and other.words == ("10\u00a0000", "a", "\u3000")
     assert load(tmp_path, kind="tagging", label="1").task.labels == ("NUM", "P", "PROPN", "X")
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "message"),
+    [
+        ("he PRP B-NP\nin IN\n", "label", "train.conll:2 has 2 columns, the line before 3"),
+        ("# id 1 domain=en\nhe _ _ O\n\n# id 2 domain=en\nA _ _ B-X\n", "label",
+         "train.conll:1: every sentence of .* begins with '#': take out the comments"),
+        ("# one\nhe O\n\n# two\nA B-X\n", "label", "begins with '#': take out the comments"),
+        ("1\tDie\tO\n2\tBank\tB-X\n\n1\tGut\tO\n", "label", "must be the words, not their numbers"),
+        ("a X\nb Y\n", "2", "train.conll:1: 'a X' has no column 2 for the tag"),
+    ],
+)  # fmt: skip
+def test_columns_that_are_no_words_and_tags_are_refused(tmp_path, text, label, message):
+    (tmp_path / "train.conll").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, kind="tagging", label=label)
+
+
+def test_words_that_look_like_comments_or_numbers_are_words(tmp_path):
+    (tmp_path / "train.conll").write_text("# SYM\n1 NUM\n\n1 NUM\n3 NUM\n\nsee VERB\n# SYM\n")
+    assert [e.words for e in load(tmp_path, kind="tagging").train["train"]] == [("#", "1"), ("1", "3"), ("see", "#")]
+
+
+def test_a_table_of_scores_is_a_regression(tmp_path):
+    (tmp_path / "train.tsv").write_text("text\tlabel\na\t0.25\nb\t1.5\nc\t4\n")
+    assert load(tmp_path).task.kind == "regression"
+    for labels in (("0", "1", "4"), ("1.0", "2.0.1", "v3")):  # the controls: no fraction, no numbers
+        (tmp_path / "train.tsv").write_text("text\tlabel\n" + "".join(f"x\t{label}\n" for label in labels))
+        assert load(tmp_path).task.kind == "classification"
 
 
 @pytest.mark.parametrize(
@@ -888,7 +924,8 @@ def test_tags_that_training_never_shows(tmp_path):
 @pytest.mark.parametrize(
     "setting",
     [{"seeds": 0}, {"max_restarts": -1}, {"evaluation": {"patience": -1, "select": "best"}}, {"train": {"epochs": 0.0}},
-     {"model": {"classifier_dropout": 1.0}}, {"optimizer": {"warmup_fraction": -0.1}}],
+     {"model": {"classifier_dropout": 1.0}}, {"optimizer": {"warmup_fraction": -0.1}}, {"checkpoint": {"keep_period": 5}},
+     {"task": {"path": "x", "submission": "glue/CoLA.tsv"}}],
 )  # fmt: skip
 def test_numbers_out_of_range(setting):
     with pytest.raises(UserError, match="cannot work: it must be"):
@@ -907,6 +944,39 @@ def test_answers_of_a_sentencepiece_vocabulary_begin_where_they_do():
             output[feature.target[0], 0] = output[feature.target[1], 1] = 3.0
     (prediction,) = kind.predictions([example], features, outputs)
     assert prediction.n_best[0][:2] == ("fox", 16)
+
+
+def test_submissions_are_named_with_spaces_or_without_and_for_labels_of_texts(tmp_path):
+    assert task_config.submission_files(TaskConfig(submission="MNLI-m.tsv, MNLI-mm.tsv")) == [
+        "MNLI-m.tsv",
+        "MNLI-mm.tsv",
+    ]
+    (tmp_path / "train.conll").write_text("a X\nb Y\n")
+    with pytest.raises(UserError, match="config.task.submission=A.tsv: GLUE takes none of tagging"):
+        load(tmp_path, kind="tagging", submission="A.tsv")
+
+
+def test_runs_that_were_replaced_are_said():
+    """With what they would make of the mean: those left out for being low make the others' too high."""
+    from types import SimpleNamespace
+
+    from electra_jax.tasks import results
+
+    split = SimpleNamespace(name="validation", examples=[Example("", "0", label=1)], is_labelled=True)
+    job = SimpleNamespace(
+        data=SimpleNamespace(task=decided("classification"), test={}, validation={"validation": 0}), splits=[split],
+        metric="accuracy", encoder=SimpleNamespace(name="e"), validation=split,
+        config=SimpleNamespace(evaluation=SimpleNamespace(select="best")),
+    )  # fmt: skip
+    done = [results.SeedResult(1, 9, 1.0, {"validation": {"accuracy": 0.7}}, False, {}, {})]
+    low = {"seed": 0, "figures": {"validation": {"accuracy": 0.5}}}
+    found = results.combine(job, done, [low, {"seed": 2, "figures": {}}], {})
+    assert (found["mean"], found["mean_of_all"], found["replaced"]) == (0.7, 0.6, 2)
+    line = results.last_line(found, "accuracy")
+    assert line == (
+        "validation accuracy 0.7000; 2 more collapsed and were replaced, mean of all 0.6000; the weights were chosen by this split"
+    )
+    assert "replaced" not in results.combine(job, done, [], {})
 
 
 def test_a_submission_is_in_the_order_of_the_index():

@@ -1,12 +1,13 @@
 """Peak rates of accelerators, published or measured."""
 
+import re
 import time
 
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 FLOP/s of one JAX device, by a part of `device_kind`; vendors' data sheets. A v4 or v5p chip
-# is one device; order matters, the first that matches counts.
+# Dense bfloat16 FLOP/s of one JAX device, by words of `device_kind`; vendors' data sheets, half of what they give "with
+# sparsity". A v4 or v5p chip is one device; order matters, the first that matches counts.
 _PUBLISHED = (
     ("v6 lite", 918e12),
     ("v6e", 918e12),
@@ -18,9 +19,12 @@ _PUBLISHED = (
     ("v3", 61.5e12),
     ("v2", 22.5e12),
     ("h200", 989e12),
+    ("h100 pcie", 756e12),
+    ("h100 nvl", 835e12),
     ("h100", 989e12),
     ("a100", 312e12),
-    ("l40", 362e12),
+    ("l40s", 362e12),
+    ("l40", 181e12),
     ("l4", 121e12),
     ("v100", 125e12),
     ("t4", 65e12),
@@ -37,7 +41,7 @@ def peak_flops(device: jax.Device, dtype: str) -> tuple[float, str]:
 
 def published_peak(kind: str) -> float | None:
     """Dense bfloat16 FLOP/s of a kind of accelerator, where it is known."""
-    return next((peak for name, peak in _PUBLISHED if name in kind.lower()), None)
+    return next((peak for name, peak in _PUBLISHED if re.search(rf"\b{name}\b", kind.lower())), None)
 
 
 def measured_peak(dtype: str, duration: float = 0.4) -> float:

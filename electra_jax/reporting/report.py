@@ -240,17 +240,14 @@ def _summary(run: Run) -> str:
     return f'<div class="card">{heading}<dl class="figures">{cells}</dl></div>'
 
 
+_HEADLINES = (
+    "masked_lm_loss", "masked_lm_accuracy", "disc_loss", "disc_auc", "accuracy", "matthews", "macro_f1", "f1", "span_f1",
+    "exact_match", "spearman", "pearson_spearman",
+)  # fmt: skip
+
+
 def _last_figures(last: dict[str, float]) -> Iterator[tuple[str, str]]:
-    for name in (
-        "masked_lm_loss",
-        "masked_lm_accuracy",
-        "disc_loss",
-        "disc_auc",
-        "accuracy",
-        "f1",
-        "span_f1",
-        "spearman",
-    ):
+    for name in _HEADLINES:
         if f"eval/{name}" in last:
             yield f"{name}, held out", f"eval/{name}"
         elif name in last:
@@ -290,11 +287,14 @@ def _settings(runs: Sequence[Run]) -> str:
         {**_flat(run.info), **{f"config.{name}": value for name, value in _flat(run.config).items()}} for run in runs
     ]
     names = list(dict.fromkeys(name for column in columns for name in column))
-    differ = [name for name in names if len({column.get(name) for column in columns}) > 1]
+    differ = [name for name in names if len({repr(column.get(name)) for column in columns}) > 1]
     head = "".join(f"<th>{html.escape(run.name)}</th>" for run in runs)
 
     def table(names: Sequence[str]) -> str:
-        cells = ("".join(f"<td>{html.escape(column.get(name, ''))}</td>" for column in columns) for name in names)
+        cells = (
+            "".join(f"<td>{html.escape(run_info.text(column.get(name, '')))}</td>" for column in columns)
+            for name in names
+        )
         lines = (f"<tr><td>{html.escape(name)}</td>{row}</tr>" for name, row in zip(names, cells, strict=True))
         return f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>'
 
@@ -302,13 +302,13 @@ def _settings(runs: Sequence[Run]) -> str:
     return (f"<h3>What differs</h3>{table(differ)}" if differ else "") + everything
 
 
-def _flat(values: dict[str, Any]) -> dict[str, str]:
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for name, value in values.items():
         if name == "layout":  # a line a parameter
             continue
         if isinstance(value, dict):
-            found |= {f"{name}.{key}": run_info.text(item) for key, item in value.items()}
+            found |= {f"{name}.{key}": item for key, item in value.items()}
         else:
-            found[name] = run_info.text(value)
+            found[name] = value
     return found

@@ -50,4 +50,4 @@ def text(value: Any) -> str:
         return "; ".join(map(text, value))
     if isinstance(value, float):
         return f"{value:,.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -18,7 +18,7 @@ from electra_jax.config import (
     TrainConfig,
 )
 from electra_jax.config_loading import Check
-from electra_jax.config_values import FREE, REFUSE, WARN, setting
+from electra_jax.config_values import FREE, REFUSE, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TaskConfig:
     text_pair: str = setting("", "of the second text (default: text_b, beside text_a)", REFUSE)
     label: str = setting("label", "of the label; of the tag in columns: a name of CoNLL-U, or a number", REFUSE)
     labels: tuple[str, ...] = setting((), "their names in order (default: of info.json, or those of train)", REFUSE)
-    metric: str = setting("", "that is chosen by and reported (default: of info.json, or the kind's)", WARN)
+    metric: str = setting("", "that is chosen by and reported (default: of info.json, or the kind's)", REFUSE)
     max_length: int = setting(128, "tokens of an example, special ones included; longer texts are cut", REFUSE)
     max_broken_fraction: float = setting(
         0.0, "share of a file's lines that may have too few or too many columns and are left out, but for test", FREE
@@ -60,12 +60,12 @@ class TaskConfig:
 class FinetuneModelConfig:
     """What of the model the checkpoint does not determine."""
 
-    hidden_dropout_prob: float = setting(0.1, "dropout on embeddings and on each sub-layer's output", WARN)
-    attention_probs_dropout_prob: float = setting(0.1, "dropout on attention weights", WARN)
+    hidden_dropout_prob: float = setting(0.1, "dropout on embeddings and on each sub-layer's output", REFUSE)
+    attention_probs_dropout_prob: float = setting(0.1, "dropout on attention weights", REFUSE)
     classifier_dropout: float = setting(
-        0.1, "dropout before the head: on the first token's vector, or every one's", WARN
+        0.1, "dropout before the head: on the first token's vector, or every one's", REFUSE
     )
-    dtype: Literal["float32", "bfloat16"] = setting("float32", "of the training; predictions are float32", WARN)
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "of the training; predictions are float32", REFUSE)
     attention: Literal["auto", "reference", "pallas", "cudnn"] = setting("auto", "as in pretraining", FREE)
 
 
@@ -73,24 +73,24 @@ class FinetuneModelConfig:
 class FinetuneOptimizerConfig:
     """AdamW, as in pretraining."""
 
-    learning_rate: float = setting(1e-4, "the peak", WARN)
-    schedule: Literal["linear", "linear_after_warmup", "cosine"] = setting("linear", "as in pretraining", WARN)
-    warmup_fraction: float = setting(0.1, "share of the steps that warm up", WARN)
-    layerwise_decay: float = setting(0.8, "learning rate of a layer, as a fraction of that of the layer above", WARN)
+    learning_rate: float = setting(1e-4, "the peak", REFUSE)
+    schedule: Literal["linear", "linear_after_warmup", "cosine"] = setting("linear", "as in pretraining", REFUSE)
+    warmup_fraction: float = setting(0.1, "share of the steps that warm up", REFUSE)
+    layerwise_decay: float = setting(0.8, "learning rate of a layer, as a fraction of that of the layer above", REFUSE)
     layerwise_rule: Literal["fixed", "reference"] = setting(
-        "fixed", "the layer below the head: decays once, or as in the reference twice", WARN
+        "fixed", "the layer below the head: decays once, or as in the reference twice", REFUSE
     )
-    weight_decay: float = setting(0.01, "decoupled; not on biases and LayerNorm", WARN)
+    weight_decay: float = setting(0.01, "decoupled; not on biases and LayerNorm", REFUSE)
     bias_correction: bool = setting(False, "Adam's correction of its moments for their start at 0", REFUSE)
-    clip_norm: float = setting(1.0, "norm of all gradients together that they are clipped to", WARN)
+    clip_norm: float = setting(1.0, "norm of all gradients together that they are clipped to", REFUSE)
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneTrainConfig:
     """How long, in what batches."""
 
-    epochs: float = setting(3.0, "times the training set is gone through", WARN)
-    batch_size: int = setting(32, "examples a step", WARN)
+    epochs: float = setting(3.0, "times the training set is gone through", REFUSE)
+    batch_size: int = setting(32, "examples a step", REFUSE)
     gradient_accumulation_steps: int = setting(1, "parts a batch is computed in", FREE)
     hang_timeout: int = setting(1800, "seconds without a step after which the process ends; 0: never", FREE)
 
@@ -99,10 +99,10 @@ class FinetuneTrainConfig:
 class FinetuneEvaluationConfig:
     """Figures on the validation set, and what is done by them."""
 
-    interval_epochs: float = setting(1.0, "epochs between evaluations; also at the end", WARN)
+    interval_epochs: float = setting(1.0, "epochs between evaluations; also at the end", REFUSE)
     batch_size: int = setting(64, "examples a batch", FREE)
-    select: Literal["last", "best"] = setting("last", "the weights kept: the last, or those best on validation", WARN)
-    patience: int = setting(0, "evaluations without a better one after which training ends; 0: never", WARN)
+    select: Literal["last", "best"] = setting("last", "the weights kept: the last, or those best on validation", REFUSE)
+    patience: int = setting(0, "evaluations without a better one after which training ends; 0: never", REFUSE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,19 +139,30 @@ def _checks(config: FinetuneConfig) -> Iterator[Check]:
     for name in ("doc_stride", "max_query_length", "max_answer_length", "n_best"):
         yield getattr(task, name) >= 1, f"task.{name}", "1 or more"
     yield len({*task.labels}) == len(task.labels), "task.labels", "different names"
-    yield 0 <= config.seed < 2**31, "seed", "a number from 0 to 2147483647"
     yield config.seeds >= 1, "seeds", "1 or more"
     yield config.max_restarts >= 0, "max_restarts", "0 or more"
     yield config.train.epochs > 0, "train.epochs", "a number above 0"
     yield evaluation.interval_epochs > 0, "evaluation.interval_epochs", "a number above 0"
     yield evaluation.patience >= 0, "evaluation.patience", "0 or more"
     yield 0 <= config.model.classifier_dropout < 1, "model.classifier_dropout", "a fraction of at least 0 and below 1"
-    yield config.optimizer.warmup_fraction >= 0, "optimizer.warmup_fraction", "a fraction of at least 0"
     yield config.optimizer.layerwise_decay <= 1, "optimizer.layerwise_decay", "at most 1"
-    yield config.optimizer.warmup_fraction < 1, "optimizer.warmup_fraction", "a fraction below 1"
+    yield (
+        0 <= config.optimizer.warmup_fraction < 1,
+        "optimizer.warmup_fraction",
+        "a fraction of at least 0 and below 1",
+    )
     yield not config.reporting.profile_steps, "reporting.profile_steps", "0: the profiler is for pretraining"
+    yield not config.checkpoint.keep_period, "checkpoint.keep_period", "0: a seed that is done keeps its model alone"
+    names = submission_files(task)
+    fits = all(name.endswith(".tsv") and "/" not in name for name in names)
+    yield fits, "task.submission", "names of .tsv files, comma-separated, without folders"
     fits = not evaluation.patience or evaluation.select == "best"
     yield fits, "evaluation.patience", "0 unless evaluation.select=best"
+
+
+def submission_files(task: TaskConfig) -> list[str]:
+    """The names of `task.submission`."""
+    return [name.strip() for name in task.submission.split(",") if name.strip()]
 
 
 def check_windows(task: TaskConfig) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -185,14 +186,24 @@ def _decided(task: TaskConfig, info: dict[str, Any], training: Sequence[Row]) ->
             task, text="text_a" if is_pair else "text", text_pair=task.text_pair or ("text_b" if is_pair else "")
         )
     task = dataclasses.replace(task, kind=kind, labels=names, metric=metric)
+    if task.submission and kind not in ("classification", "regression"):
+        raise UserError(f"config.task.submission={task.submission}: GLUE takes none of {kind}; leave it out")
     check_windows(task)
     return task
+
+
+def _are_scores(given: Sequence[Any]) -> bool:
+    """Whether labels are numbers with a fraction, which a table has as text."""
+    texts = [label for label in given if isinstance(label, str)]
+    if not texts:
+        return any(isinstance(label, float) for label in given)
+    return all(map(re.compile(r"-?\d*\.?\d+").fullmatch, texts)) and any("." in label for label in texts)
 
 
 def _kind_of(rows: Sequence[Row]) -> str:
     first = rows[0].values
     if "question" in first and "context" in first:
         return "question_answering"
-    if any(isinstance(row.values.get("label"), float) for row in rows):
+    if _are_scores([row.values.get("label") for row in rows]):
         return "regression"
     return "tagging" if "tokens" in first else "classification"

@@ -55,14 +55,14 @@ def load(path: str, with_head: bool = False) -> Encoder:
       UserError: where it is none of them, or damaged, or has no such head.
     """
     folder = Path(path).expanduser()
-    for place in (folder / "discriminator", folder / "model", folder):
-        if weights.is_folder(place):
-            return _of_folder(place, with_head)
     is_workdir = (epath.Path(path.rpartition("@")[0] or path).expanduser() / "checkpoints").is_dir() or (
         epath.Path(path).expanduser() / "checkpoints"
     ).is_dir()
-    if is_workdir:
+    if is_workdir:  # before what may have been exported into it, of an older step
         return _of_run(path, with_head)
+    for place in (folder / "discriminator", folder / "model", folder):
+        if weights.is_folder(place):
+            return _of_folder(place, with_head)
     if hub.is_name(path.partition("@")[0]) and not folder.exists():
         fetched = hub.fetch("--init", path)  # .../snapshots/COMMIT, in whatever cache
         return dataclasses.replace(_of_folder(fetched, with_head), name=f"{path.partition('@')[0]}@{fetched.name}")
@@ -103,6 +103,8 @@ def _of_folder(folder: Path, with_head: bool) -> Encoder:
     found = found if with_head else parts(found)
     model = imported.config.model
     trained_length = tokenizer_files.max_length(folder, model.max_position_embeddings)
+    if (folder / "task.json").is_file():  # whose texts may have been shorter than those of its encoder
+        trained_length = weights.read_json(folder / "task.json").get("trained_length", trained_length)
     return Encoder(str(folder), model, tokenizer, trained_length, lambda mesh: found)
 
 

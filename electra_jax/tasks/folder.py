@@ -21,6 +21,8 @@ from electra_jax.tasks.config import TaskConfig, encoder_alone
 from electra_jax.tasks.kinds import Kind
 from electra_jax.tasks.of_kind import make_kind, predicting
 
+_PLACES = ("path", "train", "validation", "test")
+
 
 def write(folder: Path, params: Params, model: ModelConfig, kind: Kind, about: dict[str, Any]) -> None:
     """Writes a fine-tuned model; the folder appears whole, in place of what was there.
@@ -41,7 +43,9 @@ def write(folder: Path, params: Params, model: ModelConfig, kind: Kind, about: d
         exported = encoder_alone(model, attention="auto", unroll="auto")
         huggingface.write_task(partial, params, exported, kind.head, tokenizer.special, _labels(kind))
         tokenizer_files.write(tokenizer, partial, task.max_length)
-        saved = {"task": dataclasses.asdict(task), "settings": kind.settings(), **about}
+        # Of this machine nothing: the folder may be published.
+        saved = {"task": dataclasses.asdict(task) | dict.fromkeys(_PLACES, ""), "settings": kind.settings(), **about}
+        saved["from"] = shown_origin(about["from"])
         (partial / "task.json").write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(_card(kind, saved), encoding="utf-8")
 
@@ -67,7 +71,7 @@ def _card(kind: Kind, saved: dict[str, Any]) -> str:
     task, architecture = kind.task, huggingface.TASK_MODELS[kind.head]
     lines = ["---", "library_name: transformers", "tags:", "- electra", "- electra_jax"]
     lines += [f"pipeline_tag: {_PIPELINES[kind.head]}", "---", "", f"# ELECTRA, fine-tuned: {task.kind}", ""]
-    lines += [f"From {shown_origin(saved['from'])}, by [electra_jax](https://github.com/OWNER/electra_jax).", ""]
+    lines += [f"From {saved['from']}, by [electra_jax](https://github.com/OWNER/electra_jax).", ""]
     lines += ["```python", f"from transformers import AutoTokenizer, {architecture}", ""]
     lines += [f'tokenizer = AutoTokenizer.from_pretrained("{NO_NAME}")']
     lines += [f'model = {architecture}.from_pretrained("{NO_NAME}")', "```", ""]

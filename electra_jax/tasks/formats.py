@@ -13,6 +13,7 @@ import numpy as np
 
 from electra_jax.errors import UserError, missing_extra
 from electra_jax.interop.weights import read_json
+from electra_jax.tasks import columns
 from electra_jax.tasks.config import TaskConfig
 
 
@@ -33,8 +34,6 @@ class Row(NamedTuple):
 # What a folder's files are called, by the split.
 _STEMS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
 FORMATS = {"jsonl": "jsonl", "tsv": "tsv", "conllu": "conllu", "conll": "conll", "txt": "conll", "json": "squad"}
-# Fields of CoNLL-U (universaldependencies.org/format.html).
-_CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 
 
 class Source:
@@ -137,7 +136,10 @@ def from_lines(lines: Iterable[str], name: str, kind: str, task: TaskConfig) -> 
         return _tsv(lines, name, task)
     if kind == "squad":
         return _squad(lines, name)
-    return _sentences(lines, name, kind, task.label)
+    return (
+        Row(where, number, {"tokens": words} if tags is None else {"tokens": words, "tags": tags})
+        for number, (where, words, tags) in enumerate(columns.sentences(lines, name, kind, task.label))
+    )
 
 
 def without_mark(lines: Iterable[str]) -> Iterator[str]:
@@ -187,61 +189,6 @@ def _tsv(lines: Iterable[str], name: str, task: TaskConfig) -> Iterator[Row]:
             "" if fits else f"{where} has {len(cells)} columns, the first line {len(names)}",
         )
         number += 1
-
-
-def _sentences(lines: Iterable[str], name: str, kind: str, column: str) -> Iterator[Row]:
-    found = list(_tagged(lines, name, kind, column))
-    # A word may have nothing there; a file in which no word has anything is of sentences to be tagged.
-    is_bare = kind == "conllu" and all(tag == "_" for _, _, tags in found for tag in tags)
-    for number, (where, words, tags) in enumerate(found):
-        has_tags = not is_bare and None not in tags
-        yield Row(where, number, {"tokens": words, **({"tags": tags} if has_tags else {})})
-
-
-def _tagged(
-    lines: Iterable[str], name: str, kind: str, column: str
-) -> Iterator[tuple[str, list[str], list[str | None]]]:
-    """Where a sentence begins, its words, and what stands in their column; None where there is none."""
-    words: list[str] = []
-    tags: list[str | None] = []
-    begin = 1
-    for line_number, line in enumerate([*lines, ""], 1):
-        line = line.rstrip("\r\n")
-        is_blank = not line.strip(" \t")  # other white space may be a word, or in one
-        if not is_blank and not words:
-            begin = line_number
-        if is_blank:
-            if words:
-                yield f"{name}:{begin}", words, tags
-            words, tags = [], []
-            continue
-        if line.startswith("-DOCSTART-") or (kind == "conllu" and line.startswith("#")):
-            continue
-        cells = line.split("\t")
-        if kind == "conll":
-            parts = cells if len(cells) > 1 else line.split(" ")
-            cells = [part.strip(" ") for part in parts if part.strip(" ")]
-        if kind == "conllu":
-            if len(cells) != len(_CONLLU):
-                raise UserError(f"{name}:{line_number} has {len(cells)} columns; CoNLL-U has {len(_CONLLU)}")
-            if not cells[0].isdecimal():  # a contraction of words that follow, or an empty node
-                continue
-            column_name = "upos" if column == "label" else column
-            if column_name not in _CONLLU:
-                raise UserError(f"config.task.label={column!r}: the columns of CoNLL-U are {', '.join(_CONLLU)}")
-            word, tag = cells[1], cells[_CONLLU.index(column_name)]
-        else:
-            if column != "label" and not column.lstrip("-").isdecimal():
-                raise UserError(f"config.task.label={column!r}: of a file of columns it must be a number, -1 the last")
-            place = -1 if column == "label" else int(column)
-            is_bare = len(cells) == 1  # a word alone, to be tagged
-            if tags and tags[0] is None and not is_bare:
-                raise UserError(f"{name}:{line_number}: {line[:60]!r} has a tag, the sentence before it has none")
-            if not -len(cells) <= place < len(cells) or (is_bare and tags and tags[0] is not None):
-                raise UserError(f"{name}:{line_number}: {line[:60]!r} has no column {place} for the tag")
-            word, tag = cells[0], None if is_bare else cells[place]
-        words.append(word)
-        tags.append(tag)
 
 
 def _squad(lines: Iterable[str], name: str) -> Iterator[Row]:

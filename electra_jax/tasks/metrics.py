@@ -36,7 +36,8 @@ def is_chance(correlation: float, count: int) -> bool:
     return correlation * count**0.5 < 2.0
 
 
-_FEW = 20
+# With fewer, knowledge could not be told from chance.
+FEW = 20
 
 
 def knows_nothing(expected: np.ndarray, correlation: float) -> bool:
@@ -44,7 +45,7 @@ def knows_nothing(expected: np.ndarray, correlation: float) -> bool:
 
     Never where that is constant, or has so few entries that knowledge could not be told from chance.
     """
-    return len(expected) >= _FEW and bool(np.ptp(expected) > 0) and is_chance(correlation, len(expected))
+    return len(expected) >= FEW and bool(np.ptp(expected) > 0) and is_chance(correlation, len(expected))
 
 
 def pearson(expected: np.ndarray, predicted: np.ndarray) -> float:
@@ -67,14 +68,15 @@ def span_precision_recall_f1(
 
 
 def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """`(label, first, last)` of the spans that tags in BIO or BIOES spell; other tags spell none.
+    """`(label, first, last)` of the spans that tags in BIO, BIOES or BILOU spell; other tags spell none.
 
-    A span begins at B or S, and where I or E continues nothing of its label, as `conlleval` has it.
+    A span begins at B or S, and where I or E continues nothing of its label, as `conlleval` has it. BILOU's L is E, its U is S.
     """
     found: set[tuple[str, int, int]] = set()
     label, begin = None, 0
     for place, tag in enumerate([*tags, "O"]):
         prefix, _, name = tag.partition("-")
+        prefix = {"L": "E", "U": "S"}.get(prefix, prefix)
         name = name if prefix in ("B", "I", "E", "S") else None
         if label is not None and (prefix in ("B", "S") or name != label):
             found.add((label, begin, place - 1))

@@ -21,9 +21,11 @@ class Probe:
         """`encoder` names what is pretrained; its weights are not looked at. `scratch` is removed again."""
         self._scratch = scratch
         self._job = Job(config, data.load(config.task), encoder.fresh(), lambda text: None, is_silent=True)
-        if results.reported_split(self._job) is None:
+        # Pretraining may be steered by it, which no test set is for.
+        self._split = self._job.validation or results.reported_split(self._job)
+        if self._split is None:
             raise UserError(
-                f"config.probe.path={config.task.path}: no labelled test or validation set to report figures of"
+                f"config.probe.path={config.task.path}: no labelled validation or test set to report figures of"
             )
 
     def __call__(self, params: Params, interrupts: Interrupts) -> dict[str, float] | None:
@@ -45,8 +47,7 @@ class Probe:
             return {}
         finally:
             self._clear()
-        split = results.reported_split(job)
-        return {f"probe_{job.metric}": outcome.figures[split.name][job.metric]}
+        return {f"probe_{job.metric}": outcome.figures[self._split.name][job.metric]}
 
     def _clear(self) -> None:
         if distributed.is_first() and self._scratch.exists():

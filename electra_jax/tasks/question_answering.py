@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from electra_jax.errors import UserError
-from electra_jax.tasks import squad
+from electra_jax.tasks import metrics, squad
 from electra_jax.tasks.examples import Example
 from electra_jax.tasks.kinds import Feature, Kind, joined
 
@@ -159,7 +159,8 @@ class QuestionAnswering(Kind):
 
     def is_collapsed(self, examples, predictions):
         answers = {self.answer(prediction) for prediction in predictions}
-        return len(answers) == 1 and len({example.label for example in examples}) > 1
+        few = len(examples) < metrics.FEW
+        return not few and len(answers) == 1 and len({example.label for example in examples}) > 1
 
     def shown(self, example, prediction):
         answer = self.answer(prediction)

@@ -11,6 +11,7 @@ import numpy as np
 
 from electra_jax import storage
 from electra_jax.tasks import folder
+from electra_jax.tasks.config import submission_files
 from electra_jax.tasks.finetuning import Outcome
 from electra_jax.tasks.job import Job, Split
 from electra_jax.tasks.question_answering import QuestionAnswering
@@ -36,6 +37,7 @@ def of(outcome: Outcome) -> SeedResult:
 def save(workdir: Path, job: Job, outcome: Outcome) -> None:
     """Writes a seed's model, outputs and figures; the last of them, `result.json`, says that it is complete."""
     about = {"seed": outcome.seed, "step": outcome.step, "metric": job.metric, "figures": outcome.figures}
+    about["trained_length"] = job.encoder.trained_length
     folder.write(workdir / "model", outcome.params, job.encoder.model, job.kind, about | {"from": job.encoder.name})
     rows = {split: [np.atleast_2d(output) for output in found] for split, found in outcome.outputs.items()}
     arrays = {f"{split}/outputs": np.concatenate(found) for split, found in rows.items()}
@@ -98,6 +100,11 @@ def combine(
     found: dict[str, Any] = {"init": job.encoder.name, "kind": job.data.task.kind, "metric": job.metric}
     if reported is not None:
         found |= {"split": reported.name} | summary([one.figures[reported.name][job.metric] for one in done])
+        found["is_chosen_by_it"] = reported is job.validation and job.config.evaluation.select == "best"
+        replaced = [one["figures"] for one in collapsed if one["seed"] not in {kept.seed for kept in done}]
+        if replaced:  # without those left out because they were low, a mean is too high
+            low = [figures[reported.name][job.metric] for figures in replaced if figures]
+            found |= {"replaced": len(replaced), "mean_of_all": statistics.fmean([*found["values"], *low])}
     averaged = {
         s.name: job.kind.figures(s.examples, job.predictions(s, outputs[s.name]))
         for s in job.splits
@@ -151,6 +158,9 @@ def last_line(results: Mapping[str, Any], metric: str) -> str:
     )
     collapsed = sum(one["is_collapsed"] for one in results["seeds"])
     more += f"; {collapsed} of {count} collapsed" if collapsed else ""
+    if "replaced" in results:
+        more += f"; {results['replaced']} more collapsed and were replaced, mean of all {results['mean_of_all']:.4f}"
+    more += "; the weights were chosen by this split" if results["is_chosen_by_it"] else ""
     return f"{results['split']} {metric} {results['mean']:.4f}{more}"
 
 
@@ -158,7 +168,7 @@ def write_predictions(workdir: Path, job: Job, outputs: Mapping[str, Sequence[np
     """A JSON object a line for each example of each split; and, where they are asked for, the forms of GLUE and SQuAD."""
     written = []
     kind = job.kind
-    files = [name for name in job.data.task.submission.split(",") if name]
+    files = submission_files(job.data.task)
     for split in job.splits:
         predictions = job.predictions(split, outputs[split.name])
         lines = [

@@ -96,7 +96,7 @@ def _finish(
 
 
 def _check_same(job: Job, workdir: Path) -> None:
-    """Refuses to mix runs of different configurations; says so where one is changed that may be."""
+    """Refuses to mix runs of different configurations, but for what changes no result."""
     file = workdir / "config.json"
     if (workdir / "checkpoints").is_dir():
         raise UserError(f"--workdir={workdir} holds a pretraining run; fine-tuning needs a directory of its own")
