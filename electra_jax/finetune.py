@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     distributed.add_arguments(parser)
     args, overrides = cli.parse(parser, argv)
     config = cli.load_finetune_config(args.config, overrides)
-    workdir = cli.local_path("--workdir", args.workdir or f"runs/finetune-{_name(args.config, config)}").absolute()
+    workdir = cli.directory("--workdir", args.workdir or f"runs/finetune-{_name(args.config, config)}")
     memory.set_up()
     cli.use_compilation_cache(workdir.parent / "compilation_cache")
     distributed.join(args, TrainConfig())
@@ -65,23 +65,23 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _task(config: FinetuneConfig, data: TaskData, encoder: Encoder, workdir: Path) -> dict[str, Any]:
+def _task(config: FinetuneConfig, data: TaskData, encoder: Encoder, workdir: epath.Path) -> dict[str, Any]:
     distributed.check_same_settings({name: value for name, (value, _) in config_values.leaves(config).items()})
     distributed.check_same(data.digest, "the task")
     job = Job(config, data, encoder, distributed.say)
-    with locked(epath.Path(workdir)):
+    with locked(workdir):
         counts = ", ".join(f"{split.name} {len(split.examples):,}" for split in job.splits)
         distributed.say(f"{data.task.kind} from {encoder.name}: train {len(job.train):,} features, {counts}")
         try:
             found = seeds.run(job, workdir, distributed.say)
         finally:
             if distributed.is_first():
-                report.try_write(epath.Path(workdir), distributed.say)
+                report.try_write(workdir, distributed.say)
         distributed.agree(None, "the end of the run")  # as in `train`
         return found
 
 
-def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder, workdir: Path) -> int:
+def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder, workdir: epath.Path) -> int:
     """Runs the configurations of a file one after the other, and prints what they come to beside what is published."""
     file, found = path.rpartition(":")[0] if ".py:" in path else path, []
     # All before the first: a mistake in the last shows now.

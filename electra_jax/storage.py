@@ -57,8 +57,17 @@ def scratch(destination: epath.PathLike) -> Path:
 
 
 @contextlib.contextmanager
-def new_folder(destination: Path) -> Iterator[Path]:
-    """A folder on this machine to fill, which then takes the place of `destination`; whoever fails on the way leaves none."""
+def new_folder(destination: epath.PathLike) -> Iterator[Path]:
+    """A folder on this machine to fill, which then takes the place of `destination`; whoever fails on the way leaves none.
+
+    In a bucket, where nothing can be renamed, its files appear one by one.
+    """
+    if is_remote(destination):
+        with tempfile.TemporaryDirectory() as filled:
+            yield Path(filled)
+            copy_folder(filled, destination)
+        return
+    destination = Path(destination)
     partial = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
         yield partial
@@ -69,6 +78,20 @@ def new_folder(destination: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def copy_folder(source: epath.PathLike, destination: epath.PathLike) -> None:
+    """Copies the files of a folder, and of those in it, in place of what was at `destination`."""
+    source, destination = epath.Path(source), epath.Path(destination)
+    if destination.exists():
+        destination.rmtree()
+    destination.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.is_dir():
+            copy_folder(path, destination / path.name)
+            continue
+        with path.open("rb") as there, (destination / path.name).open("wb") as here:
+            shutil.copyfileobj(there, here, 1 << 24)
 
 
 def move(local: Path, destination: epath.PathLike) -> None:

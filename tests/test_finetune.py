@@ -482,7 +482,7 @@ def test_a_suite_reads_all_data_before_the_first_task(place):
 def test_a_probe_needs_something_to_report(place, tmp_path):
     task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n % 2} for n in range(8)])
     config = task_config.from_dict({"task": {"path": str(tmp_path), "max_length": 32}})
-    with pytest.raises(UserError, match="no labelled test or validation set to report figures of"):
+    with pytest.raises(UserError, match="no labelled validation or test set to report figures of"):
         Probe(config, encoder.load(str(place / "pretrained")), epath.Path(tmp_path / "scratch"))
 
 

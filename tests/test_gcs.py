@@ -19,6 +19,7 @@ import pyarrow.parquet
 import pytest
 import requests
 
+import task_data
 from conftest import ROOT, SMALL, config_file, process_env, run_module
 from electra_jax import storage
 from test_run import metrics, numbers
@@ -85,9 +86,15 @@ def place(tmp_path_factory, corpus_file) -> Path:
     return folder
 
 
-def test_a_run_in_a_bucket_is_preempted_resumed_evaluated_and_exported(place, bucket):
+@pytest.fixture(scope="module")
+def here(place) -> Path:
+    """A run on this machine, to compare with."""
     local = run_module("train", "--config=small.py", "--workdir=here", cwd=place)
     assert local.returncode == 0, local.stderr
+    return place / "here"
+
+
+def test_a_run_in_a_bucket_is_preempted_resumed_evaluated_and_exported(place, here, bucket):
     there = "--workdir=gs://bucket/runs/there"
     command = [sys.executable, "-m", "electra_jax.train", "--config=small.py", there]
     process = subprocess.Popen(
@@ -106,7 +113,7 @@ def test_a_run_in_a_bucket_is_preempted_resumed_evaluated_and_exported(place, bu
     assert again.returncode == 0, again.stdout + again.stderr
     assert f"going on from gs://bucket/runs/there/checkpoints/{step}\n" in again.stdout
     rows = [json.loads(line) for line in bucket.read("runs/there/metrics.jsonl").splitlines()]
-    assert numbers(rows) == numbers(metrics(place / "here"))
+    assert numbers(rows) == numbers(metrics(here))
     for name in ("run.json", "config.json"):
         json.loads(bucket.read(f"runs/there/{name}"))
     assert any(name.startswith("runs/there/tensorboard/events.out.tfevents") for name in bucket.names())
@@ -118,6 +125,31 @@ def test_a_run_in_a_bucket_is_preempted_resumed_evaluated_and_exported(place, bu
     exported = run_module("export", there, "--out=exported", cwd=place, env=bucket.env)
     assert exported.returncode == 0, exported.stderr
     assert (place / "exported" / "discriminator" / "model.safetensors").exists()
+
+
+def test_fine_tuning_in_a_bucket(place, here, bucket):
+    """A second seed joins the first, and all is as on this machine, the model's folder too."""
+    task_data.make(place / "task", "classification")
+    command = ["finetune", f"--config={ROOT / 'configs' / 'finetune' / 'jsonl.py'}", "--config.task.path=task",
+               f"--init={here}", "--config.task.max_length=32", "--config.train.epochs=1.0", "--config.max_restarts=0"]  # fmt: skip
+    local = run_module(*command, "--workdir=tuned", "--config.seeds=2", cwd=place)
+    assert local.returncode == 0, local.stderr
+    for seeds in (1, 2):
+        there = run_module(
+            *command, "--workdir=gs://bucket/tuned", f"--config.seeds={seeds}", cwd=place, env=bucket.env
+        )
+        assert there.returncode == 0, there.stderr
+    assert there.stdout.count("validation accuracy") == local.stdout.count("validation accuracy") - 1  # of one seed
+    assert there.stdout.splitlines()[-1] == local.stdout.splitlines()[-1]
+    assert (
+        json.loads(bucket.read("tuned/results.json"))["values"]
+        == json.loads((place / "tuned" / "results.json").read_text())["values"]
+    )
+    model = {path.name for path in (place / "tuned" / "model").iterdir()}
+    assert {name.removeprefix("tuned/model/") for name in bucket.names() if name.startswith("tuned/model/")} == model
+    assert bucket.bytes("tuned/model/model.safetensors") == (place / "tuned/model/model.safetensors").read_bytes()
+    assert bucket.read("tuned/predictions-test.jsonl") == (place / "tuned" / "predictions-test.jsonl").read_text()
+    assert not [name for name in bucket.names() if name.startswith(("tuned/seed-0/checkpoints", "tuned/seed-0/best"))]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from electra_jax import config_values, storage
 from electra_jax.config import ModelConfig
@@ -24,11 +25,11 @@ from electra_jax.tasks.of_kind import make_kind, predicting
 _PLACES = ("path", "train", "validation", "test")
 
 
-def write(folder: Path, params: Params, model: ModelConfig, kind: Kind, about: dict[str, Any]) -> None:
+def write(folder: epath.Path, params: Params, model: ModelConfig, kind: Kind, about: dict[str, Any]) -> None:
     """Writes a fine-tuned model; the folder appears whole, in place of what was there.
 
     Args:
-      folder: to write to.
+      folder: to write to, on this machine or in a bucket.
       params: `{"shared", "discriminator", "head"}`.
       model: the configuration of the encoder.
       kind: of the task.

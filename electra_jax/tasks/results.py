@@ -1,13 +1,14 @@
 """What several seeds come to: their figures, the average of their predictions, files."""
 
+import io
 import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from electra_jax import storage
 from electra_jax.tasks import folder
@@ -34,7 +35,7 @@ def of(outcome: Outcome) -> SeedResult:
     return SeedResult(*(getattr(outcome, name) for name in SeedResult._fields))
 
 
-def save(workdir: Path, job: Job, outcome: Outcome) -> None:
+def save(workdir: epath.Path, job: Job, outcome: Outcome) -> None:
     """Writes a seed's model, outputs and figures; the last of them, `result.json`, says that it is complete."""
     about = {"seed": outcome.seed, "step": outcome.step, "metric": job.metric, "figures": outcome.figures}
     about["trained_length"] = job.encoder.trained_length
@@ -42,18 +43,19 @@ def save(workdir: Path, job: Job, outcome: Outcome) -> None:
     rows = {split: [np.atleast_2d(output) for output in found] for split, found in outcome.outputs.items()}
     arrays = {f"{split}/outputs": np.concatenate(found) for split, found in rows.items()}
     sizes = {f"{split}/rows": np.asarray([len(output) for output in found]) for split, found in rows.items()}
-    np.savez_compressed(workdir / "outputs.npz", **arrays, **sizes)
+    np.savez_compressed(packed := io.BytesIO(), **arrays, **sizes)
+    storage.write(workdir / "outputs.npz", packed.getvalue())
     kept = of(outcome)._asdict()
     del kept["outputs"]
     storage.write(workdir / "result.json", json.dumps(kept, indent=1) + "\n")
 
 
-def load(workdir: Path, job: Job) -> SeedResult | None:
+def load(workdir: epath.Path, job: Job) -> SeedResult | None:
     """What `save` wrote, or None where the seed is not done."""
     if not (workdir / "result.json").is_file():
         return None
     kept = json.loads((workdir / "result.json").read_text())
-    with np.load(workdir / "outputs.npz") as arrays:
+    with np.load(io.BytesIO((workdir / "outputs.npz").read_bytes())) as arrays:
         outputs = {
             s.name: np.split(arrays[f"{s.name}/outputs"], np.cumsum(arrays[f"{s.name}/rows"])[:-1]) for s in job.splits
         }
@@ -164,7 +166,7 @@ def last_line(results: Mapping[str, Any], metric: str) -> str:
     return f"{results['split']} {metric} {results['mean']:.4f}{more}"
 
 
-def write_predictions(workdir: Path, job: Job, outputs: Mapping[str, Sequence[np.ndarray]]) -> list[Path]:
+def write_predictions(workdir: epath.Path, job: Job, outputs: Mapping[str, Sequence[np.ndarray]]) -> list[epath.Path]:
     """A JSON object a line for each example of each split; and, where they are asked for, the forms of GLUE and SQuAD."""
     written = []
     kind = job.kind

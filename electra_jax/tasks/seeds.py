@@ -1,9 +1,7 @@
 """Several runs of one task, one after the other: a seed each, collapsed ones repeated, all put together."""
 
 import json
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -16,7 +14,7 @@ from electra_jax.tasks.results import SeedResult
 from electra_jax.training.interrupts import Interrupts
 
 
-def run(job: Job, workdir: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def run(job: Job, workdir: epath.Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Runs every seed that is not done yet, and writes results, predictions and the best seed's model.
 
     Args:
@@ -57,16 +55,16 @@ def run(job: Job, workdir: Path, say: Callable[[str], None]) -> dict[str, Any]:
     return _finish(job, workdir, done, collapsed, say)
 
 
-def _one(job: Job, seed: int, workdir: Path, interrupts: Interrupts, say: Callable[[str], None]) -> SeedResult:
+def _one(job: Job, seed: int, workdir: epath.Path, interrupts: Interrupts, say: Callable[[str], None]) -> SeedResult:
     found = results.load(workdir, job)
     if found is not None:
         return found
     workdir.mkdir(parents=True, exist_ok=True)
-    outcome = finetuning.run(job, seed, epath.Path(workdir), interrupts)
+    outcome = finetuning.run(job, seed, workdir, interrupts)
     if distributed.is_first():
         results.save(workdir, job, outcome)
         for scratch in ("checkpoints", "best"):
-            shutil.rmtree(workdir / scratch, ignore_errors=True)
+            (workdir / scratch).rmtree(missing_ok=True)
     shown = "; ".join(
         f"{split} " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         for split, figures in outcome.figures.items()
@@ -76,7 +74,7 @@ def _one(job: Job, seed: int, workdir: Path, interrupts: Interrupts, say: Callab
 
 
 def _finish(
-    job: Job, workdir: Path, done: list[SeedResult], collapsed: list[dict[str, Any]], say: Callable[[str], None]
+    job: Job, workdir: epath.Path, done: list[SeedResult], collapsed: list[dict[str, Any]], say: Callable[[str], None]
 ) -> dict[str, Any]:
     best = results.best_of(job, done)
     for name, value in best.settings.items():
@@ -87,15 +85,13 @@ def _finish(
         return found
     for path in results.write_predictions(workdir, job, outputs):
         say(f"wrote {path}")
-    if (workdir / "model").exists():
-        shutil.rmtree(workdir / "model")
-    shutil.copytree(workdir / f"seed-{best.seed}" / "model", workdir / "model")
+    storage.copy_folder(workdir / f"seed-{best.seed}" / "model", workdir / "model")
     say(f"wrote {workdir / 'model'}, of seed {best.seed}: transformers loads it, and so does electra_jax.predict")
     storage.write(workdir / "results.json", json.dumps(found, indent=1) + "\n")
     return found
 
 
-def _check_same(job: Job, workdir: Path) -> None:
+def _check_same(job: Job, workdir: epath.Path) -> None:
     """Refuses to mix runs of different configurations, but for what changes no result."""
     file = workdir / "config.json"
     if (workdir / "checkpoints").is_dir():
