@@ -121,10 +121,7 @@ def find_batch(config: Config, slices: Topology, devices: list[jax.Device]) -> C
       DoesNotFit: where not even the smallest does.
     """
     mesh, train = partitioning.make_mesh(config.mesh, devices), config.train
-    unit = math.lcm(
-        partitioning.batch_parts(mesh, train.gradient_accumulation_steps),
-        train.replicas * train.gradient_accumulation_steps,
-    )
+    unit = partitioning.batch_parts(mesh, train.gradient_accumulation_steps * train.replicas)
 
     def attempt(units: int) -> Compiled | None:
         sized = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=units * unit))

@@ -48,6 +48,8 @@ def join(args: argparse.Namespace, config: TrainConfig) -> None:
         raise UserError(f"--{', --'.join(given)} given without {missing}: all three say which process this is")
     if given and not 0 <= args.process_id < args.num_processes:
         raise UserError(f"--process_id={args.process_id} must be from 0 to {args.num_processes - 1}")
+    if given and not args.coordinator.rpartition(":")[2].isdecimal():
+        raise UserError(f"--coordinator={args.coordinator} must be HOST:PORT")
     is_expected = bool(given) or _environment_has_several()
     if not is_expected and not _is_on_tpu():
         return
@@ -75,7 +77,7 @@ def join(args: argparse.Namespace, config: TrainConfig) -> None:
             # A TPU outside of Google Cloud's TPU VMs, in a notebook for one: JAX knows of no cluster around it.
             print("no other processes around this TPU are known of: going on as one", flush=True)
             return
-        raise OthersFailed(f"{failure}: {str(error).splitlines()[0]}") from None
+        raise OthersFailed(f"{failure}: {(str(error) or type(error).__name__).splitlines()[0]}") from None
     finally:
         in_time.cancel()
     if given and count != args.num_processes:

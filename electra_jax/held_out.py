@@ -1,10 +1,12 @@
 """What a run is judged by while it trains: held-out figures, verdicts to look at, a task that it is probed with."""
 
 from collections.abc import Callable
+from typing import Any
 
 from etils import epath
 
 from electra_jax import cli, distributed
+from electra_jax.config import ProbeConfig
 from electra_jax.data.build import Prepared
 from electra_jax.inputs import Inputs
 from electra_jax.models.electra import Params
@@ -12,15 +14,20 @@ from electra_jax.reporting import verdicts
 from electra_jax.training.interrupts import Interrupts
 from electra_jax.training.setup import Setup
 
+# A fine-tuning (`tasks.config.FinetuneConfig`), and its data (`tasks.data.TaskData`).
+Probed = tuple[Any, Any]
+
 
 class Evaluator:
     """Evaluates parameters; `verdicts.jsonl` in the work directory is written on the way."""
 
-    def __init__(self, setup: Setup, inputs: Inputs, prepared: Prepared, workdir: epath.Path):
-        """Raises `UserError` for a probe that cannot work."""
+    def __init__(
+        self, setup: Setup, inputs: Inputs, prepared: Prepared, workdir: epath.Path, probed: Probed | None = None
+    ):
+        """Raises `UserError` for a task to be `probed` with that does not fit the encoder."""
         self._setup, self._inputs, self._tokenizer = setup, inputs, prepared.tokenizer
         self._path = workdir / "verdicts.jsonl"
-        self._probe = _probe(setup, prepared, workdir)
+        self._probe = _probe(probed, setup, prepared, workdir) if probed else None
 
     def until(self, interrupts: Interrupts) -> Callable[[Params, int], dict[str, float] | None] | None:
         """(params, step) -> figures, unless a signal comes in between; None where nothing is held out."""
@@ -42,15 +49,21 @@ class Evaluator:
         return evaluate if self._inputs.has_held_out else None
 
 
-def _probe(setup: Setup, prepared: Prepared, workdir: epath.Path) -> Callable | None:
-    """The `tasks.probe.Probe` that the configuration asks for, or None."""
-    config = setup.config.probe
+def read_probe(config: ProbeConfig) -> Probed | None:
+    """The fine-tuning that a configuration asks to be probed with, and its data; raises `UserError` as that would."""
     if not config.config:
         return None
-    from electra_jax.tasks import encoder, probe  # here: few runs are probed, and all of them start
+    from electra_jax.tasks import data
 
     task = cli.load_finetune_config(config.config, [("task.path", config.path)] if config.path else [])
+    return task, data.load(task.task)
+
+
+def _probe(probed: Probed, setup: Setup, prepared: Prepared, workdir: epath.Path) -> Callable:
+    """The `tasks.probe.Probe` of the task."""
+    from electra_jax.tasks import encoder, probe  # here: few runs are probed, and all of them start
+
     named = encoder.Encoder(
         str(workdir), setup.config.model, prepared.tokenizer, setup.config.data.max_seq_length, None
     )
-    return distributed.together(lambda: probe.Probe(task, named, workdir / "probe"), "the probe")
+    return distributed.together(lambda: probe.Probe(*probed, named, workdir / "probe"), "the probe")

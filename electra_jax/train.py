@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from electra_jax.config import Config
 from electra_jax.data import build
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.failure import explain_failure
-from electra_jax.held_out import Evaluator
+from electra_jax.held_out import Evaluator, read_probe
 from electra_jax.inputs import Inputs
 from electra_jax.reporting import report, run_info
 from electra_jax.reporting.health import Health
@@ -27,7 +28,7 @@ from electra_jax.training import checkpoint, loop, partitioning
 from electra_jax.training.checkpoint import Checkpoints, Saved
 from electra_jax.training.interrupts import Interrupts
 from electra_jax.training.optimizer import cooldown_start
-from electra_jax.training.setup import Setup, mesh_of
+from electra_jax.training.setup import Setup, mesh_of, resolve
 from electra_jax.workdir import locked
 
 # Tiny goes through the embedded corpus about ten times; small would do so thousands of times.
@@ -86,6 +87,8 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
                 report.try_write(workdir, distributed.say)
             return 0
     mesh = mesh_of(config)
+    resolve(config, mesh)
+    probed = distributed.together(lambda: read_probe(config.probe), "the probe")
 
     tokenizer = tokenizer_lib.from_json(saved.tokenizer) if saved else None
     prepared = distributed.first_then_others(
@@ -96,7 +99,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
         resume.check_data(saved, prepared, origin)
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)
     inputs = Inputs(setup, prepared)
-    evaluator = Evaluator(setup, inputs, prepared, workdir)
+    evaluator = Evaluator(setup, inputs, prepared, workdir, probed)
     state, start, trained_length = resume.start_state(setup, prepared, origin, saved, weights)
 
     info = _resolved(setup, prepared, inputs) | {
@@ -143,7 +146,26 @@ def _show(info: dict[str, Any], setup: Setup, workdir: epath.Path) -> None:
             f"WARNING: this run goes through config.data.source={setup.config.data.source!r} {epochs:,.0f} times and will learn "
             "it by heart; name more text, or lower config.train.num_train_steps"
         )
+    for warning in _never_reached(setup.config):
+        distributed.say(f"WARNING: {warning}")
     distributed.say("compiling, which takes up to minutes the first time")
+
+
+def _never_reached(config: Config) -> Iterator[str]:
+    """What a run is too short for, as where a recipe's steps were lowered for a trial."""
+    optimizer, steps = config.optimizer, config.train.num_train_steps
+    if optimizer.warmup_steps + optimizer.cooldown_steps >= steps:
+        what = f"config.optimizer.warmup_steps={optimizer.warmup_steps}"
+        what += f" and cooldown_steps={optimizer.cooldown_steps}" if optimizer.cooldown_steps else ""
+        yield (
+            f"{what} leave nothing of config.train.num_train_steps={steps}: the learning rate never comes to "
+            f"{optimizer.learning_rate:g}; lower them"
+        )
+    if config.data.curriculum_steps and config.data.curriculum_steps[-1] >= steps:
+        yield (
+            f"config.data.curriculum_steps={config.data.curriculum_steps} go beyond config.train.num_train_steps={steps}: nothing "
+            f"is trained at config.data.max_seq_length={config.data.max_seq_length}"
+        )
 
 
 def _ended(end: loop.End, position: loop.Position, workdir: epath.Path) -> int:

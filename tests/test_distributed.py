@@ -118,6 +118,7 @@ def test_a_process_that_cannot_join_is_an_error(place):
     command = [sys.executable, "-m", "electra_jax.train", "--config=small.py", "--workdir=alone"]
     for flags, part in (
         (["--coordinator=localhost:1", "--num_processes=2"], "given without --process_id"),
+        (["--coordinator=localhost", "--num_processes=2", "--process_id=1"], "localhost must be HOST:PORT"),
         (["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"], "--process_id=2 must be from 0 to 1"),
     ):
         done = subprocess.run([*command, *flags], cwd=place, env=env, capture_output=True, text=True, timeout=120)

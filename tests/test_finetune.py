@@ -440,7 +440,14 @@ def test_train_probes_a_task(place, corpus_file):
         "finetune", f"--config={place / 'probe.py'}", task_of(place, "classification"), "--init=probed@20", "--workdir=alone",
         cwd=place,
     )  # fmt: skip
-    assert alone.returncode == 0 and results(place, "alone")["mean"] == pytest.approx(found[20]), alone.stderr
+    assert alone.returncode == 0, alone.stderr
+    figures = results(place, "alone")["figures"]
+    assert figures["validation"]["accuracy"]["mean"] == pytest.approx(found[20])
+    assert figures["validation"] != figures["test"]  # the control: the test set is not what is gone by
+    # What is misspelt is said before the data are looked at, whose preparation may take hours.
+    early = [*flags, f"--config.probe.path={place / 'absent'}", "--config.data.source=nowhere/*.txt"]
+    said = run_module("train", "--config=small.py", "--workdir=early", *early, cwd=place)
+    assert said.returncode == 2 and "absent: no such folder" in said.stderr
     refused = run_module("train", "--config=small.py", *flags, "--config.probe.interval_steps=15", cwd=place)
     assert (
         "config.probe.interval_steps=15 cannot work: it must be a multiple of evaluation.interval_steps"
@@ -483,7 +490,7 @@ def test_a_probe_needs_something_to_report(place, tmp_path):
     task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n % 2} for n in range(8)])
     config = task_config.from_dict({"task": {"path": str(tmp_path), "max_length": 32}})
     with pytest.raises(UserError, match="no labelled validation or test set to report figures of"):
-        Probe(config, encoder.load(str(place / "pretrained")), epath.Path(tmp_path / "scratch"))
+        Probe(config, loading.load(config.task), encoder.load(str(place / "pretrained")), epath.Path(tmp_path / "s"))
 
 
 @pytest.mark.slow

@@ -13,13 +13,15 @@ from conftest import ROOT, first_batch, make_setup, small_config
 from electra_jax import cli
 from electra_jax.analysis import hlo
 from electra_jax.config import Config, MeshConfig
+from electra_jax.errors import UserError
+from electra_jax.models import sharding
 from electra_jax.models.electra import by_name
 from electra_jax.models.vocabulary import BLOCK
 from electra_jax.objectives.layout import TokenIds
 from electra_jax.objectives.losses import AUC_BINS
 from electra_jax.reporting.metrics import figures
 from electra_jax.training import partitioning
-from electra_jax.training.setup import Setup
+from electra_jax.training.setup import Setup, mesh_of
 from electra_jax.training.step import example_of, loss_and_gradients
 
 GOLDEN = ROOT / "tests" / "golden_shardings.txt"
@@ -200,6 +202,30 @@ def test_no_device_holds_the_logits_of_the_whole_batch(programs, prepared, mesh)
     }
     assert largest[(1, 1, 1)] >= whole  # the control
     assert largest[mesh] <= whole / 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [(16, ("data", "fsdp", "tensor")), (4 * 19, ("data", "fsdp")), (2 * 19, ("data",)), (19, None)],
+)
+def test_a_dimension_is_spread_over_as_many_axes_as_divide_it(rows, expected):
+    """Not over none where the last one does not: the rows of a batch's masked tokens need not be a multiple of `tensor`."""
+    mesh = partitioning.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices()[:8])
+    with partitioning.activation_rules(mesh):
+        found = jax.jit(lambda x: sharding.constrain(x, "batch_of_logits", None) * 2)(jnp.zeros((rows, 3)))
+    spec = jax.sharding.PartitionSpec(expected, None)
+    assert found.sharding.is_equivalent_to(jax.sharding.NamedSharding(mesh, spec), 2)
+
+
+def test_replicas_count_where_a_batch_is_shared_out():
+    """Each replica's part is spread over the devices by itself."""
+    train = {"batch_size": 16, "replicas": 4, "gradient_accumulation_steps": 2}
+    config = small_config(train=train, optimizer={"clipping": "per_replica"})
+    with pytest.raises(
+        UserError, match=r"batch_size=16 .* multiple of 64 \(.* 8 x 1 x 2 accumulation steps x 4 replicas\)"
+    ):
+        mesh_of(config, jax.devices()[:8])
+    assert mesh_of(config, jax.devices()[:2]).size == 2
 
 
 def test_hlo_parser_counts_every_form():

@@ -70,3 +70,12 @@ def test_an_example_does_not_depend_on_its_batch():
     part = dropout(x[3:5], 0.4, Noise(draws.seeds[3:5]))
     np.testing.assert_array_equal(whole[3:5], part)
     assert not np.array_equal(whole[0:2], part)
+
+
+def test_the_mean_stays_in_bfloat16():
+    """The factor is not rounded to the few bits of what it multiplies (1 / 0.9 would be 1.1094)."""
+    x = jax.random.normal(jax.random.key(0), (64, 16_384)).astype(jnp.bfloat16)
+    kept = np.asarray(dropout(x, 0.1, noise(64)), np.float64)
+    ratio = kept[kept != 0].sum() / np.asarray(x, np.float64)[kept != 0].sum()
+    sizes = np.abs(kept).sum() / np.abs(np.asarray(x, np.float64))[kept != 0].sum()
+    assert sizes == pytest.approx(1 / 0.9, rel=2e-4) and ratio == pytest.approx(1 / 0.9, rel=1e-2)

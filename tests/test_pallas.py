@@ -15,14 +15,16 @@ from electra_jax.errors import UserError
 from electra_jax.models.attention import attention
 from electra_jax.models.electra import by_name
 from electra_jax.models.noise import Noise
-from electra_jax.models.pallas_attention import fits
+from electra_jax.models.pallas_attention import fits, pallas_attention
 from electra_jax.training import partitioning
 from electra_jax.training.setup import choose_attention
 from electra_jax.training.step import example_of, loss_and_gradients
 
 TPU = SimpleNamespace(platform="tpu", device_kind="a TPU")
-# Two heads side by side, one narrower than the registers, one as wide, one wider; several blocks of queries.
-SHAPES = [(2, 128, 4, 64), (2, 128, 1, 64), (1, 128, 8, 32), (1, 256, 2, 128), (1, 128, 1, 256), (1, 1024, 2, 64)]
+# Two heads side by side, one narrower than the registers, one as wide, one wider; several blocks of queries, and lengths
+# that are no power of two, which not every number of queries divides.
+SHAPES = [(2, 128, 4, 64), (2, 128, 1, 64), (1, 128, 8, 32), (1, 256, 2, 128), (1, 128, 1, 256), (1, 1024, 2, 64),
+          (1, 640, 2, 64), (1, 768, 2, 64)]  # fmt: skip
 
 
 def inputs(shape, dtype=jnp.float32):
@@ -51,6 +53,23 @@ def test_values_and_gradients_equal_the_references(shape, rate):
     expected, found = both(shape, rate, inputs(shape)[-1])
     for one, other in zip(expected, found, strict=True):
         np.testing.assert_allclose(other, one, atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("length", range(128, 4097, 128))
+def test_every_length_that_fits_lowers_for_tpus(length):
+    """Values and gradients; the TPU's lowering refuses blocks that are no whole registers."""
+    assert fits(length, 128, 2, "TPU v5 lite")
+    projected = jax.ShapeDtypeStruct((3, 1, length, 128), jnp.bfloat16)
+    others = (
+        jax.ShapeDtypeStruct((1, length), jnp.int32),
+        jax.ShapeDtypeStruct((1, 2), jnp.uint32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
+
+    def gradient(projected, *others):
+        return jax.grad(lambda x: pallas_attention(x, *others, 2, 0.1).astype(jnp.float32).sum())(projected)
+
+    jax.export.export(jax.jit(gradient), platforms=["tpu"])(projected, *others)
 
 
 def test_the_comparison_can_fail():

@@ -12,9 +12,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from conftest import ROOT, make_setup, sequences, small_config
+from electra_jax import train
 from electra_jax.data import pipeline
 from electra_jax.reporting.metrics import figures
-from electra_jax.training.optimizer import is_decayed, learning_rate, make_optimizer
+from electra_jax.training.optimizer import ends_at_zero, is_decayed, learning_rate, make_optimizer
 from electra_jax.training.step import example_of
 
 GOLDEN = ROOT / "tests" / "golden_metrics.json"
@@ -240,3 +241,28 @@ def test_one_step_for_every_dtype(prepared):
         dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32")), prepared, 3
     )
     assert metrics[0]["masked_lm_loss"] == pytest.approx(reference[0]["masked_lm_loss"], rel=1e-2)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "linear_after_warmup", "cosine", "wsd"])
+@pytest.mark.parametrize("warmup_steps", [10, 200, 1000])
+def test_what_a_run_is_too_short_for_is_said(schedule, warmup_steps):
+    """Where the rate never comes to its peak; and whether it has come to 0 at the end is what it is there."""
+    cooldown = {"cooldown_steps": 50} if schedule == "wsd" else {}
+    config = small_config(
+        train={"num_train_steps": 100}, optimizer={"schedule": schedule, "warmup_steps": warmup_steps, **cooldown}
+    )
+    rates = [float(learning_rate(jnp.int32(step), config)) for step in range(101)]
+    reaches = max(rates) == pytest.approx(config.optimizer.learning_rate, rel=0.15)  # `linear` does not quite
+    said = list(train._never_reached(config))
+    assert len(said) == (not reaches) and all(
+        "leave nothing of config.train.num_train_steps=100" in one for one in said
+    )
+    assert ends_at_zero(config) == (rates[-1] == 0)
+
+
+def test_a_curriculum_that_goes_beyond_the_run_is_said():
+    curriculum = {"curriculum_lengths": (16,), "curriculum_steps": (50,)}
+    for steps, count in ((51, 0), (50, 1)):
+        config = small_config(train={"num_train_steps": steps}, data=curriculum)
+        said = list(train._never_reached(config))
+        assert len(said) == count and all("nothing is trained at config.data.max_seq_length=32" in one for one in said)

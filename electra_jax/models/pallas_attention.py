@@ -86,7 +86,8 @@ def _call(settings, kernel, products, arrays, result, segment_ids, seeds, first_
     _, batch, length, width = arrays[0].shape
     head = width // num_heads
     lanes = min(width, max(_LANES, head))
-    rows = min(length, _SCORES // length)
+    # As many queries at a time as fit, in equal blocks of whole registers (16 rows of bfloat16).
+    rows = max(n for n in range(16, length + 1, 16) if length % n == 0 and n * length <= _SCORES)
     query, key, value, of_queries, of_all = (
         pl.BlockSpec((1, 1, rows, lanes), lambda b, g, q: (0, b, q, g)),
         pl.BlockSpec((1, 1, length, lanes), lambda b, g, q: (1, b, 0, g)),

@@ -1,7 +1,7 @@
 """Where activations live, said by logical axis names: a module names axes and knows nothing of the mesh."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Lays `x` out by a logical axis name for each dimension; None, and names whose rule says so, are whole.
 
     The rules and the mesh are those of `training.partitioning.activation_rules`, under which a step is traced; outside
-    of it, as on a single device, this is `x` itself. A dimension that its mesh axes do not divide stays whole.
+    of it, as on a single device, this is `x` itself. Of the mesh axes of a dimension the last are left out that do not divide it.
     """
     rules = dict(spmd.get_logical_axis_rules())
     return jax.lax.with_sharding_constraint(x, _spec(x.shape, axes, rules)) if rules else x
@@ -64,9 +64,11 @@ def on_each_device(
 
 def _spec(shape: tuple[int, ...], axes: Sequence[str | None], rules: dict[str, Any]) -> PartitionSpec:
     mesh = jax.sharding.get_abstract_mesh()
-    on_mesh = [rules[name] if name else None for name in axes]
-    fits = [
-        names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None
-        for names, size in zip(on_mesh, shape, strict=True)
-    ]
-    return PartitionSpec(*fits)
+    on_mesh = [(rules[name] or ()) if name else () for name in axes]
+    return PartitionSpec(*(_that_divide(size, names, mesh.shape) for names, size in zip(on_mesh, shape, strict=True)))
+
+
+def _that_divide(size: int, names: Sequence[str], mesh: Mapping[str, int]) -> tuple[str, ...] | None:
+    """The most of the mesh axes, from the first on, that share out a dimension evenly."""
+    counts = range(len(names), 0, -1)
+    return next((names[:n] for n in counts if size % math.prod(mesh[name] for name in names[:n]) == 0), None)

@@ -5,9 +5,10 @@ from etils import epath
 from electra_jax import distributed
 from electra_jax.errors import RunFailed, UserError
 from electra_jax.models.electra import Params
-from electra_jax.tasks import data, finetuning, results
 from electra_jax.tasks import encoder as encoders
+from electra_jax.tasks import finetuning, results
 from electra_jax.tasks.config import FinetuneConfig
+from electra_jax.tasks.data import TaskData
 from electra_jax.tasks.encoder import Encoder
 from electra_jax.tasks.finetuning import Stopped
 from electra_jax.tasks.job import Job
@@ -17,10 +18,10 @@ from electra_jax.training.interrupts import Interrupts
 class Probe:
     """A task, read once, whose fine-tuning begins anew with the weights of each call."""
 
-    def __init__(self, config: FinetuneConfig, encoder: Encoder, scratch: epath.Path):
+    def __init__(self, config: FinetuneConfig, data: TaskData, encoder: Encoder, scratch: epath.Path):
         """`encoder` names what is pretrained; its weights are not looked at. `scratch` is removed again."""
         self._scratch = scratch
-        self._job = Job(config, data.load(config.task), encoder.fresh(), lambda text: None, is_silent=True)
+        self._job = Job(config, data, encoder.fresh(), lambda text: None, is_silent=True)
         # Pretraining may be steered by it, which no test set is for.
         self._split = self._job.validation or results.reported_split(self._job)
         if self._split is None:

@@ -44,7 +44,13 @@ def cooldown_start(config: Config) -> int | None:
 
 def ends_at_zero(config: Config) -> bool:
     """Whether the learning rate has come to 0 where a run ends."""
-    return config.optimizer.schedule != "wsd" or cooldown_start(config) is not None
+    match config.optimizer.schedule:
+        case "linear":
+            return True
+        case "wsd":
+            return cooldown_start(config) is not None
+        case _:
+            return config.optimizer.warmup_steps < config.train.num_train_steps
 
 
 def make_optimizer(config: OptimizerConfig, axes: Params) -> optax.GradientTransformation:

@@ -103,12 +103,13 @@ def batch_parts(mesh: Mesh, accumulation: int = 1) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"] * accumulation
 
 
-def check_batch(name: str, batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
+def check_batch(name: str, batch_size: int, mesh: Mesh, accumulation: int = 1, replicas: int = 1) -> None:
     """Refuses a batch, the setting `name`, that the devices cannot share evenly; raises `UserError`."""
-    parts = batch_parts(mesh, accumulation)
+    parts = batch_parts(mesh, accumulation * replicas)
     if batch_size % parts:
         by = f"mesh.data x mesh.fsdp = {mesh.shape['data']} x {mesh.shape['fsdp']}"
         by += f" x {accumulation} accumulation steps" if accumulation > 1 else ""
+        by += f" x {replicas} replicas" if replicas > 1 else ""
         raise UserError(f"config.{name}={batch_size} cannot work: it must be a multiple of {parts} ({by})")
 
 

@@ -39,7 +39,8 @@ def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh
     for phase in config.phases:
         of_curriculum = phase.end is not None and config.train.curriculum_batch_sizes
         name = "train.curriculum_batch_sizes" if of_curriculum else "train.batch_size"
-        partitioning.check_batch(name, phase.batch_size, mesh, config.train.gradient_accumulation_steps)
+        train = config.train
+        partitioning.check_batch(name, phase.batch_size, mesh, train.gradient_accumulation_steps, train.replicas)
     return mesh
 
 
@@ -63,7 +64,7 @@ def choose_attention(config: Config, device: jax.Device, tensor: int = 1) -> str
         return "reference"
     if model.attention == "pallas" or (model.attention == "auto" and device.platform == "tpu"):
         return _choose_pallas(config, towers, device, tensor)
-    return _choose_cudnn(model, towers, device)
+    return _choose_cudnn(model, towers, sorted({phase.length for phase in config.phases}), device)
 
 
 def choose_layers(model: ModelConfig, device: jax.Device) -> tuple[str, str]:
@@ -99,7 +100,7 @@ def _choose_pallas(config: Config, towers: list[EncoderConfig], device: jax.Devi
     return "reference" if reason else "pallas"
 
 
-def _choose_cudnn(model: ModelConfig, towers: list[EncoderConfig], device: jax.Device) -> str:
+def _choose_cudnn(model: ModelConfig, towers: list[EncoderConfig], lengths: Sequence[int], device: jax.Device) -> str:
     head_sizes = {tower.hidden_size // tower.num_attention_heads for tower in towers}
     reason = ""
     if device.platform != "gpu":
@@ -112,8 +113,8 @@ def _choose_cudnn(model: ModelConfig, towers: list[EncoderConfig], device: jax.D
         reason = f"it is for bfloat16, and config.model.dtype={model.dtype}"
     elif any(size % 8 or size > 128 for size in head_sizes):
         reason = f"heads must be a multiple of 8 wide and at most 128; these are {sorted(head_sizes)}"
-    elif not all(compiles_fused(tower, model.max_position_embeddings) for tower in towers):
-        reason = "cuDNN is not there"
+    elif not all(compiles_fused(tower, length) for tower in towers for length in lengths):
+        reason = f"cuDNN is not there, or not for sequences of {', '.join(map(str, lengths))}"
     if reason and model.attention == "cudnn":
         raise UserError(f"config.model.attention='cudnn' cannot work: {reason}")
     return "reference" if reason else "cudnn"

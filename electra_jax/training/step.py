@@ -125,7 +125,8 @@ def make_diagnosis(config: Config, architecture: Architecture, objective: Pretra
             "gradient_norms": {name: jnp.linalg.norm(leaf) for name, leaf in by_name(gradients).items()},
         }
 
-    return jax.jit(diagnose, out_shardings=replicated(mesh))
+    options = compiler_options(mesh, config.train.gradient_accumulation_steps)
+    return jax.jit(diagnose, out_shardings=replicated(mesh), compiler_options=options)
 
 
 def loss_and_gradients(
