@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from conftest import ROOT, first_batch, make_setup, small_config
 from electra_jax import cli
@@ -211,10 +211,14 @@ def test_no_device_holds_the_logits_of_the_whole_batch(programs, prepared, mesh)
 def test_a_dimension_is_spread_over_as_many_axes_as_divide_it(rows, expected):
     """Not over none where the last one does not: the rows of a batch's masked tokens need not be a multiple of `tensor`."""
     mesh = partitioning.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices()[:8])
-    with partitioning.activation_rules(mesh):
-        found = jax.jit(lambda x: sharding.constrain(x, "batch_of_logits", None) * 2)(jnp.zeros((rows, 3)))
-    spec = jax.sharding.PartitionSpec(expected, None)
-    assert found.sharding.is_equivalent_to(jax.sharding.NamedSharding(mesh, spec), 2)
+
+    @jax.jit
+    def spread(x):
+        with partitioning.activation_rules(mesh):
+            return sharding.constrain(x, "batch_of_logits", None)
+
+    found = spread(jax.device_put(jnp.zeros((rows, 3)), partitioning.replicated(mesh)))
+    assert found.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(expected, None)), 2)
 
 
 def test_replicas_count_where_a_batch_is_shared_out():
