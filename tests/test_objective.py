@@ -8,6 +8,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from electra_jax.config import Config, ModelConfig, ObjectiveConfig
+from electra_jax.models import vocabulary
 from electra_jax.models.electra import Architecture
 from electra_jax.objectives import losses, masking, sampling
 from electra_jax.objectives.layout import TokenIds, read_layout
@@ -167,7 +168,10 @@ def test_samples_have_the_generators_distribution(temperature):
         assert stats.chisquare(observed[wanted > 0], wanted[wanted > 0]).pvalue > 1e-3
 
 
-def test_samples_on_accelerators_are_those_of_the_cpu(request):
+@pytest.mark.parametrize("at_once", [256, 65_536])
+def test_samples_on_accelerators_are_those_of_the_cpu(request, monkeypatch, at_once):
+    """Also of a vocabulary whose blocks are summed in several products, the last one smaller."""
+    monkeypatch.setattr(vocabulary, "_AT_ONCE", at_once)
     rng = np.random.default_rng(1)
     logits, draws = rng.normal(0, 3, (5000, 640)).astype(np.float32), rng.random((5000, 2)).astype(np.float32)
     on_cpu = np.asarray(jax.jit(sampling.sample)(logits, draws))
