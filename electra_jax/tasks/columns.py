@@ -40,14 +40,13 @@ def sentences(lines: Iterable[str], name: str, kind: str, column: str) -> Iterat
 
 def _check_words(found: list[Sentence], name: str) -> None:
     """Refuses a file of columns whose first one holds no words; raises `UserError`."""
-    if all(words[0].startswith("#") for _, words, _ in found):
+    first = found[0]
+    if all(one.words[0].startswith("#") for one in found):
         raise UserError(
-            f"{found[0][0]}: every sentence of {name} begins with {found[0][1][0]!r}: take out the comments"
+            f"{first.where}: every sentence of {name} begins with {first.words[0]!r}: take out the comments"
         )
-    if all(word == str(place) for _, words, _ in found for place, word in enumerate(words, 1)):
-        raise UserError(
-            f"{found[0][0]}: the first column of {name} must be the words, not their numbers: take these out"
-        )
+    if all(word == str(place) for one in found for place, word in enumerate(one.words, 1)):
+        raise UserError(f"{first.where}: the first column of {name} must be the words, not their numbers")
 
 
 def _tagged(lines: Iterable[str], name: str, kind: str, column: str) -> Iterator[Sentence]:
