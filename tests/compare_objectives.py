@@ -210,10 +210,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Score against compute: a panel a task, a dot an encoder, a line through the means of an objective's."""
+    """Score against compute: a panel a task, a dot an encoder, a line through the means of an objective's.
+
+    Tasks with encoders of one compute alone, which the table shows as well, are left out where others have more.
+    """
     from matplotlib.figure import Figure
 
     tasks = by_task(rows)
+    curves = {task: found for task, found in tasks.items() if len({row["times"] for row in found} - {0}) > 1}
+    tasks = curves or tasks
     columns = min(3, len(tasks))
     height = -(-len(tasks) // columns)
     figure = Figure(figsize=(3.4 * columns, 2.7 * height), layout="constrained")
@@ -231,8 +236,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 axes.plot(x, [statistics.fmean(points[each]) for each in x], color=f"C{color}", label=NAMES[name])
                 axes.plot(*zip(*((each, y) for each in x for y in points[each])), "o", color=f"C{color}", markersize=3)
         axes.set(title=f"{task}, {found[0]['metric']}", xscale="log", xlabel="pretraining, TFLOP")
-        spent = sorted({row["teraflop"] for row in found if "teraflop" in row})
-        axes.set_xticks(spent, [f"{each:.0f}" for each in spent])
+        spent = sorted({round(row["teraflop"]) for row in found if "teraflop" in row})
+        axes.set_xticks(spent, [f"{each}" for each in spent])
+        axes.margins(x=0.1)
         axes.minorticks_off()
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
