@@ -123,7 +123,8 @@ def is_unreachable(error: Exception) -> bool:
         return True
     package, name = type(error).__module__.partition(".")[0], type(error).__name__
     if package == "gcsfs":  # the error of any status that has none of Python's
-        return str(getattr(error, "code", "")) in ("408", "429") or str(getattr(error, "code", "")).startswith("5")
+        code = str(getattr(error, "code", ""))
+        return code in ("408", "429") or code.startswith("5")
     return package in ("aiohttp", "requests") or (package, name) == ("google", "TransportError")
 
 

@@ -155,7 +155,7 @@ class Sequences:
         weights = data.weights or (1.0,)
         in_epochs = data.weights_are == "epochs"
         self.shares = [w * len(source) if in_epochs else w for w, source in zip(weights, self._sources, strict=True)]
-        self._mixed = orders.mixed(self.shares, self.lanes, seed)
+        self._mixed = orders.mixed(self.shares, self.lanes, seed) if len(sets) > 1 else None
         for number, share in enumerate(self.shares):
             if len(sets) > 1 and share / sum(self.shares) * orders.ROUND < 100:
                 raise UserError(
@@ -168,7 +168,7 @@ class Sequences:
 
     def read(self, positions: np.ndarray) -> np.ndarray:
         """Token ids `[len(positions), L]`, int32."""
-        if len(self._sources) == 1:
+        if self._mixed is None:
             return self._sources[0].read(self._orders[0](positions))
         which, places = self._mixed(positions)
         parts = [(which == i, source) for i, source in enumerate(self._sources)]

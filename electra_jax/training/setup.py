@@ -35,11 +35,10 @@ class SpecialIds(Protocol):
 
 def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of `config` over all devices, or these; raises `UserError` where it or the batch do not fit them."""
-    mesh = partitioning.make_mesh(config.mesh, devices)
+    mesh, train = partitioning.make_mesh(config.mesh, devices), config.train
     for phase in config.phases:
-        of_curriculum = phase.end is not None and config.train.curriculum_batch_sizes
+        of_curriculum = phase.end is not None and train.curriculum_batch_sizes
         name = "train.curriculum_batch_sizes" if of_curriculum else "train.batch_size"
-        train = config.train
         partitioning.check_batch(name, phase.batch_size, mesh, train.gradient_accumulation_steps, train.replicas)
     return mesh
 
