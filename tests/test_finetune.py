@@ -453,7 +453,7 @@ def test_train_probes_a_task(place, corpus_file):
     assert figures["test"]["accuracy"]["mean"] != pytest.approx(found[20])  # the control: not the test set's
     # What is misspelt is said before the data are looked at, whose preparation may take hours.
     early = [*flags, f"--config.probe.path={place / 'absent'}", "--config.data.source=nowhere/*.txt"]
-    said = run_module("train", "--config=small.py", "--workdir=early", *early, cwd=place)
+    said = run_module("train", "--config=small.py", "--workdir=misspelt", *early, cwd=place)
     assert said.returncode == 2 and "absent: no such folder" in said.stderr
     refused = run_module("train", "--config=small.py", *flags, "--config.probe.interval_steps=15", cwd=place)
     assert (
