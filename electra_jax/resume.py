@@ -115,6 +115,9 @@ def start_state(
                 f"{tokenizer_lib.digest(prepared.tokenizer)}: its ids mean other tokens. Use the same tokenizer settings "
                 "and source, or tokenizer.vocab_file"
             )
-        params = checkpoint.restore_params(weights, setup.abstract.params)
-        distributed.say(f"starting from the weights of {weights}")
+        # Masked LM has all of its encoder but a head that says what was replaced.
+        begins = donor.config.model.towers == "masked_lm" and setup.config.model.towers == "tied"
+        fresh = setup.init().params if begins else None
+        params = checkpoint.restore_params(weights, setup.abstract.params, fresh)
+        distributed.say(f"starting from the weights of {weights}" + ", the discriminator's head fresh" * begins)
     return setup.init(params), loop.Position(0, 0), trained_length

@@ -7,16 +7,22 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 from etils import epath
 
 from conftest import process_env, small_config
 from electra_jax import cli, resume, train
 from electra_jax.config import CheckpointConfig
+from electra_jax.data import build
 from electra_jax.errors import UserError
+from electra_jax.models.electra import by_name
+from electra_jax.training import checkpoint
 from electra_jax.training.checkpoint import Checkpoints, Origin, Saved
+from electra_jax.training.setup import Setup
 from electra_jax.workdir import locked
-from runs import make_run, restored
+from runs import make_run, restored, tokenizer
 
 
 def test_checkpoints_are_due_by_the_clock(tmp_path, monkeypatch):
@@ -36,6 +42,33 @@ def test_checkpoints_are_due_by_the_clock(tmp_path, monkeypatch):
     never = Checkpoints(epath.Path(tmp_path / "two"), CheckpointConfig(save_interval_minutes=0))
     monkeypatch.setattr(time, "monotonic", lambda: now + 10**6)
     assert not never.is_due() and not never.should_save(1000, False)
+
+
+def test_detection_begins_from_a_masked_lm(tmp_path, capsys):
+    """All of its weights are taken over, and the one head that it has none of is as in a run of its own."""
+    weights = make_run(tmp_path / "masked", small_config(model={"towers": "masked_lm"}))
+    made = tokenizer()
+    prepared = build.Prepared({}, made)
+
+    def start(towers: str) -> dict[str, np.ndarray]:
+        setup = Setup.of(small_config(model={"towers": towers}), made.special, made.vocab_size)
+        state, _, _ = resume.start_state(setup, prepared, None, None, checkpoint.find(str(tmp_path / "masked")))
+        fresh = setup.init().params
+        return jax.device_get((by_name(state.params), by_name(fresh)))
+
+    found, fresh = start("tied")
+    assert "the discriminator's head fresh" in capsys.readouterr().out
+    taken = by_name(weights)
+    assert fresh.keys() - taken.keys() == {
+        f"discriminator/{name}/{kind}" for name in ("head", "head_output") for kind in ("kernel", "bias")
+    }
+    for name in fresh:
+        np.testing.assert_array_equal(found[name], taken[name] + 7 if name in taken else fresh[name], name)
+        assert name not in taken or (found[name] != fresh[name]).any()
+    found, _ = start("masked_lm")
+    assert "fresh" not in capsys.readouterr().out and found.keys() == taken.keys()
+    with pytest.raises(UserError, match="parameter discriminator/.* is absent there"):  # a second tower is more than a head
+        start("separate")
 
 
 def cooling(steps: int, cooldown: int, total: int):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import checkpoint_managers
 
 from electra_jax import storage
@@ -151,8 +152,13 @@ def restore(origin: Origin, abstract: TrainState) -> TrainState:
     return TrainState(scalar(jnp.int32(origin.step)), params, opt_state, scalar(jnp.int32(-1)))
 
 
-def restore_params(origin: Origin, abstract: Params) -> Params:
+def restore_params(origin: Origin, abstract: Params, fresh: Params | None = None) -> Params:
     """The parameters alone of a checkpoint, laid out as `abstract` says.
+
+    Args:
+      origin: the checkpoint.
+      abstract: shapes, types and shardings.
+      fresh: where given, the values of those that the checkpoint has none of: the head of an objective new to it.
 
     Raises:
       UserError: where shapes differ from those of `abstract`.
@@ -161,13 +167,18 @@ def restore_params(origin: Origin, abstract: Params) -> Params:
     with ocp.StandardCheckpointer() as checkpointer:
         stored = by_name(checkpointer.metadata(storage.absolute(path)).item_metadata)
     expected = by_name(abstract)
-    for name in sorted(stored.keys() | expected.keys()):
+    missing = expected.keys() - stored.keys() if fresh else set()
+    for name in sorted((stored.keys() | expected.keys()) - missing):
         there, here = (tuple(tree[name].shape) if name in tree else "absent" for tree in (stored, expected))
         if there != here:
             raise UserError(
                 f"{path.parent}: parameter {name} is {there} there and {here} under this configuration; set the same config.model"
             )
-    return _restore(path, abstract)
+    if not missing:
+        return _restore(path, abstract)
+    known = {name: leaf for name, leaf in flatten_dict(abstract, sep="/").items() if name not in missing}
+    restored = _restore(path, unflatten_dict(known, sep="/"))
+    return unflatten_dict({**flatten_dict(fresh, sep="/"), **flatten_dict(restored, sep="/")}, sep="/")
 
 
 def save_weights(path: epath.Path, params: Params) -> None:
