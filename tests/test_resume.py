@@ -57,7 +57,8 @@ def test_detection_begins_from_a_masked_lm(tmp_path, capsys):
         return jax.device_get((by_name(state.params), by_name(fresh)))
 
     found, fresh = start("tied")
-    assert "the discriminator's head fresh" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the discriminator's head fresh" in said and "another config.seed" not in said  # it has seen other data
     taken = by_name(weights)
     assert fresh.keys() - taken.keys() == {
         f"discriminator/{name}/{kind}" for name in ("head", "head_output") for kind in ("kernel", "bias")
@@ -67,7 +68,8 @@ def test_detection_begins_from_a_masked_lm(tmp_path, capsys):
         assert name not in taken or (found[name] != fresh[name]).any()
     found, _ = start("masked_lm")
     assert "fresh" not in capsys.readouterr().out and found.keys() == taken.keys()
-    with pytest.raises(UserError, match="parameter discriminator/.* is absent there"):  # a second tower is more than a head
+    # A second tower is more than a head.
+    with pytest.raises(UserError, match="parameter discriminator/.* is absent there"):
         start("separate")
 
 

@@ -250,6 +250,7 @@ def test_branch_init_and_a_longer_run(place, finished):
     assert more.returncode == 2 and "level@7 --workdir=ANOTHER" in more.stderr and "WARNING" not in more.stdout
     started = train(place, "init", f"--init={finished}", "--config.train.num_train_steps=2")
     assert started.returncode == 0, started.stdout + started.stderr
+    assert "has seen the same text in the same order, with the same masks: another config.seed" in started.stdout
     fresh = metrics(finished)[0]["masked_lm_loss"]
     assert metrics(place / "init")[0]["masked_lm_loss"] < fresh
     missing = train(place, "bad", f"--init={finished}@7")
