@@ -9,6 +9,7 @@ from conftest import ROOT, small_config
 from electra_jax import cli, config_loading, config_values
 from electra_jax import config as config_lib
 from electra_jax.errors import UserError
+from electra_jax.tasks.config import FinetuneConfig
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
@@ -42,18 +43,39 @@ BAD = [
     ("mesh.data", "0", ["mesh.data=0", "-1"]),
     ("mesh.fsdp", "-1", ["-1 for one axis"]),
     ("seed", "-1", ["seed=-1"]),
+    ("tokenizer.vocab_size", "63", ["tokenizer.vocab_size=63", "64"]),
+    ("model.type_vocab_size", "1", ["model.type_vocab_size=1", "two_segments"], ("data.packing", "two_segments")),
+    ("model.tied_embeddings", "false", ["model.tied_embeddings=False", "model.towers=tied"], ("model.towers", "tied")),
+    ("data.text_field", "a,b", ["data.text_field", "1, for each comma-separated part"]),
+    ("data.weights", "1,2", ["data.weights=(1.0, 2.0)", "1, for each comma-separated part"]),
+    ("data.weights", "-1", ["data.weights=(-1.0,)", "above 0"]),
+    ("data.near_duplicates", "0.96", ["data.near_duplicates=0.96", "at most 0.95"]),
+    ("data.shuffle_block", "24", ["data.shuffle_block=24", "multiple of 16"]),
+    ("data.validation_fraction", "0", ["data.validation_fraction=0.0", "probe"], ("probe.config", "probe.py")),
+    ("optimizer.cooldown_steps", "1_000_001", ["cooldown_steps=1000001", "at most"], ("optimizer.schedule", "wsd")),
+    ("optimizer.layerwise_decay", "1.1", ["optimizer.layerwise_decay=1.1"]),
+    ("train.replicas", "2", ["train.replicas=2", "per_replica"]),
+    (
+        "train.replicas",
+        "3",
+        ["train.replicas=3", "divisor of train.batch_size, 128"],
+        ("objective.loss_mean", "per_replica"),
+    ),
     ("optimizer.learning_rate", "nan", ["optimizer.learning_rate=nan", "finite"]),
     ("model.generator_layers", "inf", ["model.generator_layers=inf", "finite"]),
     ("train.skip_steps", "3,x", ["train.skip_steps='x'", "int"]),
 ]
 
 
-@pytest.mark.parametrize(("name", "text", "parts"), BAD)
-def test_bad_values_are_refused_by_name(name, text, parts):
+@pytest.mark.parametrize(("name", "text", "parts", "others"), [(*row[:3], row[3:]) for row in BAD])
+def test_bad_values_are_refused_by_name(name, text, parts, others):
+    """`others` make the value a bad one."""
     with pytest.raises(UserError) as caught:
-        cli.load_config(str(ROOT / "configs/small.py"), [(name, text)])
+        cli.load_config(str(ROOT / "configs/small.py"), [(name, text), *others])
     message = str(caught.value)
     assert "\n" not in message
+    if others:
+        cli.load_config(str(ROOT / "configs/small.py"), others)
     for part in parts:
         assert part in message
 
@@ -84,6 +106,16 @@ def test_shipped_configs_have_the_papers_numbers():
         assert g.num_hidden_layers == d.num_hidden_layers
         assert (c.objective.gen_weight, c.objective.disc_weight, c.optimizer.warmup_steps) == (1, 50, 10_000)
         assert (c.optimizer.weight_decay, c.optimizer.eps, c.optimizer.schedule) == (0.01, 1e-6, "linear")
+
+
+def test_checks_by_name_are_of_fields():
+    names = {
+        name.rpartition(".")[2]
+        for config in (config_lib.Config(), FinetuneConfig())
+        for name in config_values.leaves(config)
+    }
+    for of in (config_loading._POSITIVE, config_loading._NOT_NEGATIVE, config_loading._FRACTIONS):
+        assert of <= names
 
 
 def test_a_third_of_the_width_is_rounded():

@@ -13,7 +13,7 @@ from flax import nnx
 from electra_jax.config import ModelConfig
 from electra_jax.models.attention import attention
 from electra_jax.models.electra import Architecture, by_name
-from electra_jax.models.layers import LayerNorm
+from electra_jax.models.layers import LayerNorm, add, gelu
 from electra_jax.models.noise import Noise, dropout
 from electra_jax.objectives.layout import TokenIds, read_layout
 from electra_jax.training.setup import choose_layers
@@ -255,19 +255,43 @@ def test_dropout_acts_in_every_layer(params, rates):
     graph, stacked = nnx.split(encoder.layers)
     x, segment_ids = jax.random.normal(jax.random.key(1), (2, 17, 32)), jnp.ones((2, 17), jnp.int32)
     noise = Noise(jax.random.bits(jax.random.key(5), (2, 2)))
-    masks = []
     for index in range(CONFIG.num_hidden_layers):
         layer = nnx.merge(graph, jax.tree.map(operator.itemgetter(index), stacked))
         change = layer(x, segment_ids, noise.at(index)) - layer(x, segment_ids, None)
         assert float(jnp.abs(change).max()) > 0.1
-        masks.append(np.asarray(change))
-    assert not np.allclose(*masks)
+    # The encoder is those layers one after the other, each with noise of its own.
     embedded = jax.random.normal(jax.random.key(2), (2, 17, 16))
-    assert float(jnp.abs(encoder(embedded, segment_ids, noise) - encoder(embedded, segment_ids, None)).max()) > 0.1
+
+    def one_by_one(places):
+        x = encoder.embeddings_project(embedded)
+        for index, place in enumerate(places):
+            layer = nnx.merge(graph, jax.tree.map(operator.itemgetter(index), stacked))
+            x = layer(x, segment_ids, noise.at(place))
+        return x
+
+    found = encoder(embedded, segment_ids, noise)
+    np.testing.assert_allclose(found, one_by_one(range(CONFIG.num_hidden_layers)), atol=1e-5)
+    assert float(jnp.abs(found - one_by_one([0] * CONFIG.num_hidden_layers)).max()) > 0.1  # the control
 
 
-def test_the_two_sublayers_drop_apart(params):
-    """Dropout after attention and after the feed-forward network do not share their draws."""
+def test_the_sublayers_drop_apart(params):
+    """Attention's weights, what follows attention and what follows the feed-forward network do not share their draws."""
+    config = dataclasses.replace(CONFIG, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
+    encoder = Architecture(config, VOCAB).merge(params).discriminator.encoder
+    graph, stacked = nnx.split(encoder.layers)
+    layer = nnx.merge(graph, jax.tree.map(operator.itemgetter(1), stacked))
+    x, segment_ids = jax.random.normal(jax.random.key(1), (2, 17, 32)), jnp.ones((2, 17), jnp.int32)
+    noise = Noise(jax.random.bits(jax.random.key(5), (2, 2)))
+
+    def written_out(*places):
+        weights, first, second = map(noise.at, places)
+        middle = layer.attention_norm(add(x, layer.attention(x, segment_ids, weights), 0.5, first))
+        inner = gelu(layer.intermediate(middle))
+        return layer.output_norm(add(middle, layer.output(inner, dtype=jnp.float32), 0.5, second))
+
+    found = layer(x, segment_ids, noise)
+    np.testing.assert_allclose(found, written_out(0, 1, 2), atol=1e-5)
+    assert float(jnp.abs(found - written_out(0, 1, 1)).max()) > 0.1  # the control
     noise = Noise(jax.random.bits(jax.random.key(5), (64, 2)))
     masks = [np.asarray(dropout(jnp.ones((64, 100)), 0.5, noise.at(place))) > 0 for place in range(3)]
     for one, other in ((0, 1), (0, 2), (1, 2)):

@@ -97,6 +97,33 @@ def test_two_segments_follow_the_references_rules():
     assert [r.tolist() for r in two_segments(documents, length, SPECIAL)] == [r.tolist() for r in records]
 
 
+def test_two_segments_of_lines_of_one_token():
+    """Where each example begins, ends and is split is known to the token then: nothing is lost but what overflows."""
+    length, lines = 64, 600
+    document = [np.asarray([5 + i], np.int32) for i in range(lines)]
+    records = np.asarray(list(two_segments([document] * 300, length, SPECIAL)))
+    texts = [record[record > SPECIAL.mask] for record in records]
+    starts = np.asarray([text[0] for text in texts]) - 5
+    is_first, is_last = starts == 0, np.roll(starts, -1) == 0
+    taken = np.where(is_last, lines, np.roll(starts, -1)) - starts
+    separators = (records == SPECIAL.sep).sum(1)
+    assert is_first.sum() == 300 and taken.min() > 0 and taken[~is_last].max() == length
+    for text, start, count, ends in zip(texts, starts, taken, separators, strict=True):
+        np.testing.assert_array_equal(text, 5 + start + np.arange(min(count, length - 1 - ends)))
+    # The target of an example is what it took, but for a document's last.
+    assert (taken[is_first] == length).all()
+    middle = taken[~is_first & ~is_last]
+    shorter = middle[middle < length]
+    assert 0.03 < len(shorter) / len(middle) < 0.07  # 5 % have a random target length
+    assert shorter.min() < 15 and shorter.max() > 55 and 25 < shorter.mean() < 43
+    assert 0.08 < (separators[taken == length] == 1).mean() < 0.12
+    first = np.argmax(records == SPECIAL.sep, 1)[(separators == 2) & (taken == length)] - 1
+    half = (length - 3) // 2
+    assert {*first.tolist()} == {half - 1, half} and 0.45 < (
+        first == half
+    ).mean() < 0.55  # the line at the middle: a coin
+
+
 def test_two_segments_keep_the_order_of_the_text():
     lines = [np.arange(5 + 10 * i, 15 + 10 * i, dtype=np.int32) for i in range(20)]
     for record in two_segments([lines], 48, SPECIAL):

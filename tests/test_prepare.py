@@ -11,10 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 
 from conftest import ROOT, documents, process_env, run_module, small_config, with_data
+from electra_jax import storage
 from electra_jax.data import build, dataset, pipeline, survey, work
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.readers import Broken
@@ -70,6 +72,19 @@ def test_every_token_is_kept(corpus_file, tmp_path, shard_bytes):
         assert stats["text_tokens"] == len(expected) == stats["source_tokens"]
         assert stats["dropped_tokens"] == 0
         assert stats["padding"] == (ids == 0).sum()
+
+
+def test_a_vocabulary_of_more_than_16_bits(prepared, corpus_file, tmp_path):
+    """The same sequences, each id but those of special tokens moved up by what stands before."""
+    words = prepared.tokenizer.to_json()["vocabulary"].rstrip("\n").split("\n")
+    fillers = [f"filler{number}" for number in range(2**16)]
+    (tmp_path / "vocab.txt").write_text("\n".join([*words[:5], *fillers, *words[5:]]) + "\n")
+    config = with_data(small_config(tokenizer={"vocab_file": str(tmp_path / "vocab.txt")}), corpus_file, tmp_path)
+    ids, small = sequences_of(build.prepare(config, say=quiet)), sequences_of(prepared)
+    np.testing.assert_array_equal(np.where(ids < 5, ids, ids - 2**16), small)
+    assert ids.max() > 2**16
+    for size, dtype in ((2**16, np.uint16), (2**16 + 1, np.int32)):  # ids below the size
+        assert dataset.features(32, size)["input_ids"].np_dtype == dtype
 
 
 def test_tfds_reads_it(prepared):
@@ -176,6 +191,21 @@ def test_a_changed_source_is_refused(corpus_file, tmp_path):
         build.prepare(config, say=quiet)
     text.unlink()
     assert build.prepare(config, say=quiet).directories == prepared.directories  # prepared elsewhere: no text needed
+
+
+def test_new_and_lost_files_are_refused(corpus_file, tmp_path):
+    for name in ("a", "b"):
+        shutil.copy(corpus_file, tmp_path / f"{name}.txt")
+    config = config_for(tmp_path / "*.txt", tmp_path / "datasets")
+    build.prepare(config, say=quiet)
+    (tmp_path / "c.txt").write_text("One more document.")
+    with pytest.raises(UserError, match=r"changed since .*c\.txt"):
+        build.prepare(config, say=quiet)
+    (tmp_path / "c.txt").unlink()
+    build.prepare(config, say=quiet)
+    (tmp_path / "b.txt").unlink()
+    with pytest.raises(UserError, match=r"changed since .*b\.txt"):
+        build.prepare(config, say=quiet)
 
 
 def test_a_source_that_changes_between_the_runs_of_a_preparation_is_refused(corpus_file, tmp_path):
@@ -328,6 +358,13 @@ def test_the_data_card(corpus_file, tmp_path):
         assert part in page
 
 
+def wait_until(come) -> None:
+    deadline = time.monotonic() + 120
+    while not come():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def kill_when(command, cwd, come) -> None:
     """Runs a command, and kills it as soon as `come()`."""
     process = subprocess.Popen(command, cwd=cwd, env=process_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -470,8 +507,7 @@ def test_workers_end_with_their_parent(tmp_path):
         return found
 
     kill_when(command, tmp_path, lambda: len(processes()) > 3 and list(tmp_path.glob("datasets/corpora/*/[0-9]*.json")))
-    time.sleep(1.0)
-    assert not processes()
+    wait_until(lambda: not processes())
 
 
 @pytest.mark.slow
@@ -480,13 +516,16 @@ def test_two_processes_at_once_build_once(tmp_path):
         sys.executable, "-m", "electra_jax.prepare", f"--config={ROOT / 'configs/tiny.py'}",
         "--config.tokenizer.vocab_size=1000", f"--config.data.directory={tmp_path / 'd'}",
     ]  # fmt: skip
-    both = [
-        subprocess.Popen(command, env=process_env(), cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    outputs = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sum("prepared in" in output for output in outputs) == 1
-    assert sum("waiting for another run" in output for output in outputs) == 1
+    # Held by a third, so that both are there at once.
+    (tmp_path / "d").mkdir()
+    with filelock.FileLock(tmp_path / "d" / f".electra_jax-{storage.fingerprint(str(tmp_path / 'd'))}.lock"):
+        logs = [(tmp_path / f"{number}.log").open("w+") for number in range(2)]
+        env = process_env({"PYTHONUNBUFFERED": "1"})
+        both = [subprocess.Popen(command, env=env, cwd=tmp_path, stdout=log) for log in logs]
+        wait_until(lambda: all("waiting for another run" in Path(log.name).read_text() for log in logs))
+        assert not list(tmp_path.glob("d/electra_records/*"))
+    assert [process.wait(240) for process in both] == [0, 0]
+    assert sum("prepared in" in Path(log.name).read_text() for log in logs) == 1
 
 
 @pytest.mark.slow

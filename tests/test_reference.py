@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from electra_jax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from electra_jax.config import Config, EvaluationConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from electra_jax.interop import huggingface
 from electra_jax.models.electra import Architecture
-from electra_jax.objectives import losses, masking, sampling
+from electra_jax.objectives import masking, sampling
 from electra_jax.objectives.layout import TokenIds, read_layout
 from electra_jax.objectives.objective import Pretraining
 from electra_jax.objectives.replaced_tokens import replaced_token_detection
@@ -62,6 +62,13 @@ OTHER = dataclasses.replace(
         layerwise_decay=0.8,
     ),
     train=dataclasses.replace(FIXED.train, replicas=4),
+)
+
+# The whole batch's mean, clipped by replica.
+MIXED = dataclasses.replace(
+    FIXED,
+    optimizer=dataclasses.replace(FIXED.optimizer, clipping="per_replica"),
+    train=dataclasses.replace(FIXED.train, replicas=2),
 )
 
 
@@ -160,14 +167,12 @@ class Torch:
         """Loss and gradient as the optimizer gets it."""
         replicas, own = self.config.train.replicas, self.config.objective.loss_mean == "per_replica"
         per_replica_clip = self.config.optimizer.clipping == "per_replica"
+        whole = [weight / replicas for _, weight in self.losses(*given)]
         found = []
         for r in range(replicas):
             sums = self.losses(*(x[r::replicas] for x in given))
-            if not own:
-                assert replicas == 1
-                found.append(self.gradient(sums))
-            else:
-                found.append(self.gradient([(total, weight + 1e-6) for total, weight in sums]))
+            divisors = [weight + 1e-6 for _, weight in sums] if own else whole
+            found.append(self.gradient([(total, by) for (total, _), by in zip(sums, divisors)]))
         loss = np.mean([loss for loss, _ in found])
         gradients = [self.clip(g) if per_replica_clip else g for _, g in found]
         total = {n: sum(g[n] for g in gradients) for n in self.named}
@@ -229,7 +234,7 @@ def start(config):
     return state._replace(params=params)
 
 
-@pytest.mark.parametrize("config", [FIXED, REFERENCE, OTHER], ids=["fixed", "reference", "other"])
+@pytest.mark.parametrize("config", [FIXED, REFERENCE, OTHER, MIXED], ids=["fixed", "reference", "other", "mixed"])
 def test_eight_updates_equal_an_independent_implementation(config, tmp_path):
     state = start(config)
     other = Torch(config, jax.tree.map(np.asarray, state.params), tmp_path)
@@ -409,30 +414,35 @@ def test_variants_train_all_they_have(towers):
     assert all(jax.tree.leaves(moved))
 
 
-def test_padding_in_the_references_auc():
+@pytest.mark.parametrize("padding", ["left_out", "counted"])
+def test_padding_in_the_references_auc(padding):
     """Counted as surely original it makes the figure better, by as much as scikit-learn says."""
     metrics = pytest.importorskip("sklearn.metrics")
-    rng = np.random.default_rng(6)
-    scores, labels = rng.normal(0, 2, (4, 64)).astype(np.float32), rng.random((4, 64)) < 0.2
-    real = np.arange(64) < np.asarray([[64], [30], [40], [20]])
-    labels &= real
-    ranked = jnp.where(real, scores, -jnp.inf)
-    ours = area_under_roc(np.asarray(losses.score_histogram(ranked, jnp.asarray(labels), jnp.ones((4, 64)))))
-    probability = np.where(real, 1 / (1 + np.exp(-scores.astype(np.float64))), 0)
-    expected = metrics.roc_auc_score(labels.ravel(), probability.ravel())
-    assert abs(ours - expected) < 1e-3
-    assert expected > metrics.roc_auc_score(labels[real], scores[real]) + 0.05
+    config = dataclasses.replace(FIXED, evaluation=EvaluationConfig(disc_auc_padding=padding))
+    model = Architecture(config.model, VOCAB).merge(start(config).params)
+    ids = text(np.random.default_rng(6), 64)
+    batch = read_layout(jnp.asarray(ids), jnp.arange(len(ids)), IDS)
+    draws = randomness(jax.random.key(2), batch.index, dropout=False)
+    masked = masking.choose(draws.masking, batch, IDS, config.objective)
+    terms = jax.jit(lambda e: replaced_token_detection(model, e, config))(Example(batch, masked, draws))
+    real, is_replaced = ids != IDS.pad, np.asarray(terms.verdicts.corrupted != ids)
+    probability = np.where(real, 1 / (1 + np.exp(-np.asarray(terms.verdicts.scores, np.float64))), 0)
+    left_out = metrics.roc_auc_score(is_replaced[real], probability[real])
+    counted = metrics.roc_auc_score(is_replaced.ravel(), probability.ravel())
+    found = area_under_roc(np.asarray(terms.histogram))
+    assert abs(found - {"left_out": left_out, "counted": counted}[padding]) < 1e-3
+    assert counted > left_out + 0.02
 
 
 def test_schedules_of_the_reference_and_after_warmup():
     optimizer = OptimizerConfig(learning_rate=1.0, warmup_steps=10)
     config = dataclasses.replace(FIXED, optimizer=optimizer, train=TrainConfig(num_train_steps=100))
     steps = np.arange(101)
-    reference = np.asarray([learning_rate(jnp.int32(s), config) for s in steps])
+    reference = np.asarray(learning_rate(jnp.asarray(steps), config))
     np.testing.assert_allclose(reference, (1 - steps / 100) * np.minimum(1, steps / 10), atol=1e-6)
     assert reference.max() < 0.95  # the peak is never reached
     fixed = dataclasses.replace(config, optimizer=dataclasses.replace(optimizer, schedule="linear_after_warmup"))
-    rates = np.asarray([learning_rate(jnp.int32(s), fixed) for s in steps])
+    rates = np.asarray(learning_rate(jnp.asarray(steps), fixed))
     np.testing.assert_allclose(rates, np.interp(steps, [0, 10, 100], [0, 1, 0]), atol=1e-6)
 
 

@@ -1,6 +1,5 @@
 """The train step: arithmetic against NumPy, and the same numbers however it is computed."""
 
-import dataclasses
 import json
 import os
 
@@ -55,15 +54,20 @@ def test_loss_falls(prepared):
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
 
-@pytest.mark.parametrize("accumulation", [2, 4])
-def test_accumulation_equals_one_batch(prepared, accumulation):
+def test_accumulation_equals_one_batch(prepared):
     """With dropout, masks and samples on: they belong to the example, not to the part it is computed in."""
-    whole, whole_metrics = run(small_config(), prepared, 3)
-    split, split_metrics = run(small_config(train={"gradient_accumulation_steps": accumulation}), prepared, 3)
-    for one, other in zip(whole_metrics, split_metrics, strict=True):
-        np.testing.assert_allclose([one[n] for n in sorted(one)], [other[n] for n in sorted(one)], rtol=2e-5, atol=1e-6)
-    assert_close(whole.params, split.params, atol=2e-6, rtol=1e-4)
-    other_seed, _ = run(small_config(seed=1), prepared, 3)
+
+    def config(parts, **sections):  # layers written out, each with gradients of its own until they are added up
+        return small_config(model={"num_hidden_layers": 2}, train={"gradient_accumulation_steps": parts}, **sections)
+
+    (whole, whole_metrics), *others = (run(config(parts), prepared, 3) for parts in (1, 2, 4))
+    for split, split_metrics in others:
+        for one, other in zip(whole_metrics, split_metrics, strict=True):
+            np.testing.assert_allclose(
+                [one[n] for n in sorted(one)], [other[n] for n in sorted(one)], rtol=2e-5, atol=1e-6
+            )
+        assert_close(whole.params, split.params, atol=2e-6, rtol=1e-4)
+    other_seed, _ = run(config(1, seed=1), prepared, 3)
     with pytest.raises(AssertionError):  # the control: these tolerances do tell runs apart
         assert_close(whole.params, other_seed.params, atol=2e-6, rtol=1e-4)
 
@@ -86,6 +90,13 @@ def test_parameters_are_laid_out_by_the_rules(prepared):
     assert layers["attention"]["query"]["kernel"].sharding.spec == P(None, "fsdp", "tensor")
     assert layers["output_norm"]["scale"].sharding.spec == P(None, None)
     assert params["shared"]["word"].sharding.spec == P("tensor", "fsdp")
+
+
+def test_the_layout_of_the_data_is_that_of_the_steps(prepared):
+    for packing in ("packed", "two_segments"):
+        assert make_setup(small_config(data={"packing": packing}), prepared).ids.two_segments == (
+            packing == "two_segments"
+        )
 
 
 def test_masks_follow_the_step(prepared):
@@ -154,7 +165,7 @@ def test_schedules():
         config = small_config(
             optimizer={"learning_rate": 1.0, "warmup_steps": 10, **optimizer}, train={"num_train_steps": 100}
         )
-        return [float(learning_rate(jnp.int32(step), config)) for step in range(101)]
+        return np.asarray(learning_rate(jnp.arange(101), config))
 
     linear = rates()
     np.testing.assert_allclose(linear, [min(1, s / 10) * (1 - s / 100) for s in range(101)], atol=1e-6)
@@ -169,18 +180,25 @@ def test_schedules():
     np.testing.assert_allclose(stable[80:], np.linspace(1, 0, 21), atol=1e-6)
 
 
-def test_a_step_that_is_not_finite_changes_nothing(prepared):
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing(prepared, what):
     """Nor do those that were dispatched behind it; the state stays the one that step began with."""
     config = small_config()
     setup = make_setup(config, prepared)
     first, second, third = setup.place(batches(prepared, config, 3), config.train.batch_size)
     state, _ = setup.train_step(setup.init(), first)
     broken = jax.tree.map(lambda x: x, state.params)
-    broken["discriminator"]["head_output"]["bias"] = jnp.full((1,), jnp.inf)
+    discriminator = broken["discriminator"]
+    if what == "loss":
+        discriminator["head_output"]["bias"] = jnp.full((1,), jnp.inf)
+    else:  # the scores are 0, and what comes back from them overflows
+        discriminator["head"] = jax.tree.map(jnp.zeros_like, discriminator["head"])
+        discriminator["head_output"]["kernel"] = jnp.full_like(discriminator["head_output"]["kernel"], 1e25)
     before = jax.device_get(broken)
     moments = jax.device_get(state.opt_state)
     state, metrics = setup.train_step(state._replace(params=broken), second)
     assert int(metrics["failed_step"]) == 1
+    assert np.isfinite(figures(jax.device_get(metrics))["loss"]) == (what == "gradient")
     state, metrics = setup.train_step(state, third)
     assert int(metrics["failed_step"]) == 1 and int(state.step) == 1
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
@@ -190,22 +208,22 @@ def test_a_step_that_is_not_finite_changes_nothing(prepared):
 def test_evaluation_is_the_same_for_any_batch_size(prepared):
     """Masks and samples belong to the record, sums are divided once."""
     records = prepared.sets[32]
+    dropping = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}  # in training alone
     found = []
-    for size in (4, 8, 24):
-        config = small_config(evaluation={"batch_size": size})
-        setup = make_setup(config, prepared)
-        found.append(
-            setup.evaluate(
-                setup.init().params, pipeline.evaluation_batches(pipeline.held_out(records), size, 23, 0)
-            ).figures
-        )
+    # On eight devices a batch of 6 becomes one of 8.
+    for size, devices, rates in ((4, 1, {}), (8, 1, dropping), (24, 1, {}), (6, 8, {})):
+        setup = make_setup(small_config(evaluation={"batch_size": size}, model=rates), prepared, devices)
+        size = setup.evaluation_batch_size
+        assert size % devices == 0
+        rows = pipeline.evaluation_batches(pipeline.held_out(records), size, 23, 0)
+        found.append(setup.evaluate(setup.init().params, rows).figures)
     assert set(found[0]) >= {
         "masked_lm_loss", "masked_lm_accuracy", "disc_loss", "disc_accuracy", "disc_auc", "disc_precision", "disc_recall",
         "replaced_share",
     }  # fmt: skip
     for other in found[1:]:
         for name, value in found[0].items():
-            assert other[name] == pytest.approx(value, rel=1e-6, abs=1e-7), name
+            assert other[name] == pytest.approx(value, rel=1e-5 if other is found[-1] else 1e-6, abs=1e-7), name
     setup = make_setup(small_config(seed=1), prepared)
     other = setup.evaluate(
         make_setup(small_config(), prepared).init().params,
@@ -233,14 +251,18 @@ def test_golden_first_metrics(prepared):
         assert row == pytest.approx(wanted, rel=1e-5 if known else 2e-4, abs=2e-6)
 
 
-def test_one_step_for_every_dtype(prepared):
-    config = small_config(model={"dtype": "bfloat16"})
-    state, metrics = run(config, prepared, 3)
-    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
-    _, reference = run(
-        dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32")), prepared, 3
-    )
-    assert metrics[0]["masked_lm_loss"] == pytest.approx(reference[0]["masked_lm_loss"], rel=1e-2)
+def test_steps_in_bfloat16_are_those_in_float32_to_its_rounding(prepared):
+    """Weights far from 0: with those of a new run, losses are those of guessing whatever the towers say."""
+
+    def steps(dtype, seed=0):
+        state, metrics = run(small_config(model={"dtype": dtype, "initializer_range": 0.3}, seed=seed), prepared, 3)
+        assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
+        return metrics[-1]
+
+    found, reference, other = steps("bfloat16"), steps("float32"), steps("float32", seed=1)
+    names = ["loss", "masked_lm_loss", "disc_loss", "grad_norm"]
+    errors, apart = (np.asarray([abs(one[name] / reference[name] - 1) for name in names]) for one in (found, other))
+    assert (errors < 0.03).all() and (errors < apart / 2).sum() >= 3, (errors, apart)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "linear_after_warmup", "cosine", "wsd"])
@@ -251,7 +273,7 @@ def test_what_a_run_is_too_short_for_is_said(schedule, warmup_steps):
     config = small_config(
         train={"num_train_steps": 100}, optimizer={"schedule": schedule, "warmup_steps": warmup_steps, **cooldown}
     )
-    rates = [float(learning_rate(jnp.int32(step), config)) for step in range(101)]
+    rates = np.asarray(learning_rate(jnp.arange(101), config))
     reaches = max(rates) == pytest.approx(config.optimizer.learning_rate, rel=0.15)  # `linear` does not quite
     said = list(train._never_reached(config))
     assert len(said) == (not reaches) and all(
