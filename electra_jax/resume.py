@@ -122,6 +122,6 @@ def start_state(
         distributed.say(f"starting from the weights of {weights}" + ", the discriminator's head fresh" * begins)
         if donor.sequences and donor.data == prepared.digest and donor.config.seed == setup.config.seed:
             distributed.say(
-                f"WARNING: {weights} has seen the same text in the same order, with the same masks: another config.seed changes both"
+                f"WARNING: {weights} has seen the same text in the same order with the same masks; another config.seed changes both"
             )
     return setup.init(params), loop.Position(0, 0), trained_length

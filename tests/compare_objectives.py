@@ -171,7 +171,7 @@ def difference(rows: list[dict], a: str, b: str) -> tuple[float, float] | None:
     """
     means = {(row["objective"], row["seed"]): statistics.fmean(row["scores"]) for row in at_most(rows)}
     pairs = [mean - means[b, seed] for (name, seed), mean in means.items() if name == a and (b, seed) in means]
-    if len(pairs) < 2:
+    if len(pairs) < 3:  # an interval of two spans all there is
         return None
     return statistics.fmean(pairs), stats.t.ppf(0.975, len(pairs) - 1) * statistics.stdev(pairs) / len(pairs) ** 0.5
 
@@ -189,7 +189,11 @@ def by_task(rows: list[dict]) -> dict[str, list[dict]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line a task, means at the most compute, and how far detection is ahead of masked LM."""
+    """Markdown: a line a task, means at the most compute, and how far detection is ahead of masked LM.
+
+    ± of a score is the standard deviation over encoders, each the mean of its fine-tuning seeds; where there is one alone, over
+    those seeds, each of which has random weights of its own.
+    """
     shown = [name for name in NAMES if any(row["objective"] == name for row in rows)]
     ahead = [
         o for o in ("tied", "separate") if any(difference(found, o, "masked_lm") for found in by_task(rows).values())
@@ -199,7 +203,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for task, found in by_task(rows).items():
         cells = [task, found[0]["metric"]]
         for name in shown:
-            scores = [score for row in at_most(found) if row["objective"] == name for score in row["scores"]]
+            encoders = [row["scores"] for row in at_most(found) if row["objective"] == name]
+            scores = [statistics.fmean(each) for each in encoders] if len(encoders) > 1 else sum(encoders, [])
             spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
             cells.append(f"{statistics.fmean(scores):.3f}{spread}" if scores else "")
         for name in ahead:

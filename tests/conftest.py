@@ -160,6 +160,30 @@ def run_module(
     )
 
 
+_ONE_AFTER_THE_OTHER = """
+import contextlib, importlib, io, json, sys
+from electra_jax import cli
+for words in json.load(sys.stdin):
+    sys.argv = words
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            cli.run(importlib.import_module(f"electra_jax.{words[0]}").main)
+        except SystemExit as end:
+            print("ended:", json.dumps([end.code, said.getvalue()]), flush=True)
+"""
+
+
+def refusals(commands: list[list[str]], cwd: Path) -> list[tuple[int, str]]:
+    """Exit status and standard error of commands that do not come to their work, `[module, *arguments]`, all in a process."""
+    done = subprocess.run(
+        [sys.executable, "-c", _ONE_AFTER_THE_OTHER], cwd=cwd, env=process_env(), input=json.dumps(commands),
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    ended = [line.removeprefix("ended: ") for line in done.stdout.splitlines() if line.startswith("ended: ")]
+    assert len(ended) == len(commands), done.stdout + done.stderr
+    return [tuple(json.loads(line)) for line in ended]
+
+
 def process_env(extra: dict[str, str] | None = None) -> dict[str, str]:
     """The environment of a run: one device, the package importable, compiled programs shared and, as here, not optimised."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}

@@ -44,14 +44,18 @@ def make(folder: Path, kind: str) -> Path:
         rows = []
         for text in texts:
             words = text.split()
-            names = ["B-N" if word[0].isupper() else "O" for word in words]
+            names = ["O" if len(word) > 3 else "B-N" for word in words]  # spans of short words
             names = ["I-N" if i and tag == "B-N" and names[i - 1] != "O" else tag for i, tag in enumerate(names)]
             rows.append({"tokens": words, "tags": names})
         info |= {"labels": ["O", "B-N", "I-N"], "metric": "span_f1"}
     else:
         rng, rows = np.random.default_rng(0), []
         for index, text in enumerate(texts):
-            word = text.split()[rng.integers(min(3, len(text.split())))].strip(".,()")
+            words = [word.strip(".,()") for word in text.split()]
+            words = [word for word in words if word.lower() not in ("", "a", "an", "the")][
+                :3
+            ]  # of those no measure knows
+            word = words[rng.integers(len(words))]
             answers = [{"text": word, "answer_start": text.index(word)}] if index % 3 else []
             question = f"Which word is {word}?" if answers else "Which word is absent?"
             rows.append({"id": f"q{index}", "question": question, "context": text, "answers": answers})

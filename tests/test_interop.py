@@ -486,10 +486,21 @@ def test_the_malicious_pickle_is_one(tmp_path, monkeypatch):
     assert (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize("path", ["nowhere/at/all", "/nonexistent", "setup.cfg", "", "tests,", "a b", "x,y,z"])
-def test_a_path_that_is_no_model(path, tmp_path):
-    with pytest.raises(UserError, match="--from="):
-        import_from(ROOT / path if path == "setup.cfg" else path, tmp_path)
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("nowhere/at/all", "does not exist"),
+        ("/nonexistent", "does not exist"),
+        (f"{ROOT / 'setup.cfg'}", "is a file"),
+        ("", "names nothing"),
+        (f"{ROOT / 'tests'},", "names nothing"),
+        ("a b", "does not exist"),
+        (",".join(str(ROOT / name) for name in ("tests", "configs", "launch")), "names 3 models"),
+    ],
+)
+def test_a_path_that_is_no_model(path, said, tmp_path):
+    with pytest.raises(UserError, match=f"--from=.* {said}"):
+        import_from(path, tmp_path)
     assert not (tmp_path / "new").exists()
 
 

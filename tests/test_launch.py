@@ -167,6 +167,38 @@ def test_a_tpu_vm_is_made_set_up_and_started(place):
     assert "tpu-vm delete mine" in " ".join(place.calls[-1])
 
 
+def test_how_a_run_on_a_slice_ended_is_read_from_its_log(place, tmp_path):
+    """What is asked of host 0, run here: lines as `electra_jax` prints them, and what systemd says."""
+    place.answer(**{"is-active --quiet": ["finished"]})
+    assert place.run("tpu_pod.sh", "watch", *TPU, "--poll=0").returncode == 0
+    (asked,) = {command for command in commands(place) if "is-active --quiet" in command}
+    host = tmp_path / "host"
+    (host / "bin").mkdir(parents=True)
+    (host / "bin" / "systemctl").write_text("#!/bin/sh\n[ -e active ]\n")
+    (host / "bin" / "systemctl").chmod(0o755)
+
+    def said() -> str:
+        path = f"{host / 'bin'}:{os.environ['PATH']}"
+        return subprocess.check_output(["bash", "-c", asked], cwd=host, env={"PATH": path}, text=True).strip()
+
+    assert said() == "absent"
+    (host / "electra_jax").mkdir()
+    joining = "error: this process could not join the others at localhost:1 within config.train.join_timeout=5 s"
+    for line, ending in {
+        "finished at step 1,000; everything about the run is in gs://b/runs/mine": "finished",
+        "gs://b/runs/mine is finished: it stands at step 1,000": "finished",
+        "preempted at step 7; the same command goes on": "preempted",
+        "preempted with nothing to be saved; the same command goes on": "preempted",
+        joining: "preempted",
+        "error: step 3 gave a loss or gradient that is not finite": "failed",
+        "step 7/1,000  loss 3.0; not finished at step 7, nor preempted": "failed",
+    }.items():
+        (host / "electra_jax" / "train.log").write_text(f"step 2/1,000  loss 9.1\n{line}\n")
+        assert said() == ending, line
+    (host / "active").touch()
+    assert said() == "running"
+
+
 def test_a_spot_slice_is_made_again_and_the_run_goes_on(place):
     """Waits, starts, is preempted with the slice, starts again on the new one, then ends."""
     place.answer(**{

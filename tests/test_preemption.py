@@ -24,7 +24,7 @@ def test_sigterm_to_one_process_saves_the_same_step_on_all(place):
                   "--config.checkpoint.save_interval_steps=0")  # fmt: skip
     group.wait_for(lambda: checkpoint.saved_steps(place / "sigterm" / "checkpoints"))
     group.processes[1].send_signal(signal.SIGTERM)
-    assert group.wait(60) == [0, 0], group.texts()
+    assert group.wait() == [0, 0], group.texts()
     steps = {int(re.search(r"preempted at step (\d+)", text).group(1)) for text in group.texts()}
     assert len(steps) == 1
     (step,) = steps
@@ -47,7 +47,7 @@ def test_sigterm_while_evaluating_and_saving(place):
     # The evaluation at step 4 takes seconds, and begins while step 3 is still being written.
     cut.wait_for(lambda: (cut.workdir / "checkpoints" / "3").exists())
     cut.processes[0].send_signal(signal.SIGTERM)
-    assert cut.wait(60) == [0, 0], cut.texts()
+    assert cut.wait() == [0, 0], cut.texts()
     assert {re.search(r"preempted at step (\d+)", text).group(1) for text in cut.texts()} == {"4"}
     assert not any(name.startswith("eval/") for row in metrics(cut.workdir) for name in row)
     again = Group(place, "cut", 2, *often)

@@ -1,6 +1,7 @@
 """Writers and the reporter: one line a step, cut back on resume, never waiting for the step just dispatched."""
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -165,6 +166,33 @@ def test_throughput_leaves_pauses_out(monkeypatch):
     made.step_done(5, metrics(5))
     assert "step_seconds" not in recorder.rows[4]  # the first after a pause starts the clock
     assert recorder.rows[3]["step_seconds"] > 0
+
+
+def test_the_time_of_a_step_is_the_mean_since_the_last_report(monkeypatch):
+    clock = iter(range(0, 1000, 5))
+    monkeypatch.setattr("electra_jax.reporting.reporter.time.perf_counter", lambda: float(next(clock)))
+    recorder = Recorder()
+    made = reporter(recorder)
+    for step in range(1, 6):
+        made.step_done(step, metrics(step))
+    row = recorder.rows[4]  # 5 seconds after that of step 2
+    assert (row["step_seconds"], row["speed"], row["seconds_left"]) == (2.5, 0.4, 6 * 2.5)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_has_a_bar_and_a_file_lines(is_terminal, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    console = Console(10, 0)
+    console.advance(2)
+    console.write(2, {"loss": 1.5, "seconds_left": 60.0})
+    console.write(4, {"eval/disc_auc": 0.75})
+    console.say("a line")
+    console.close()
+    out, shown = capsys.readouterr()
+    lines, other = (shown, out) if is_terminal else (out, shown)
+    assert other == "" and "a line\n" in lines
+    assert "step 4/10  held out: disc_auc 0.750" in lines
+    assert ("step 2/10  loss 1.500" in lines) == (not is_terminal) and ("2/10 [" in lines) == is_terminal
 
 
 def test_held_out_figures_of_a_step_that_was_left_out():

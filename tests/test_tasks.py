@@ -23,17 +23,20 @@ from electra_jax.tasks.kinds import check_labels, check_vocabulary, cut_pair
 from electra_jax.tasks.of_kind import make_kind
 from runs import tokenizer
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
 
 
 # Measures.
 
 
 @pytest.mark.parametrize("labels", [2, 5])
-def test_measures_of_labels_are_scikit_learns(labels):
+def test_measures_of_labels_are_scikit_learns(rng, labels):
     for _ in range(20):
-        expected, predicted = RNG.integers(labels, size=(2, 50))
-        predicted = np.where(RNG.random(50) < 0.5, expected, predicted)
+        expected, predicted = rng.integers(labels, size=(2, 50))
+        predicted = np.where(rng.random(50) < 0.5, expected, predicted)
         np.testing.assert_allclose(
             metrics.accuracy(expected, predicted), sklearn.metrics.accuracy_score(expected, predicted)
         )
@@ -47,20 +50,20 @@ def test_measures_of_labels_are_scikit_learns(labels):
         np.testing.assert_allclose(metrics.precision_recall_f1(expected, predicted), theirs)
 
 
-def test_measures_of_numbers_are_scipys_and_nothing_is_nan():
-    x = RNG.normal(size=40)
-    y = np.round(x + RNG.normal(size=40))  # ties
+def test_measures_of_numbers_are_scipys_and_nothing_is_nan(rng):
+    x = rng.normal(size=40)
+    y = np.round(x + rng.normal(size=40))  # ties
     np.testing.assert_allclose(metrics.pearson(x, y), stats.pearsonr(x, y)[0])
     np.testing.assert_allclose(metrics.spearman(x, y), stats.spearmanr(x, y)[0])
     assert metrics.pearson(x, np.ones(40)) == metrics.spearman(np.ones(40), x) == 0.0
     assert metrics.matthews(np.array([0, 1]), np.array([1, 1])) == 0.0
 
 
-def test_chance_is_told_from_knowledge():
+def test_chance_is_told_from_knowledge(rng):
     """Of random predictions few pass for knowledge; of good ones none pass for chance."""
-    expected = RNG.integers(3, size=(200, 300))
-    noise = [metrics.is_chance(metrics.matthews(e, RNG.integers(3, size=300)), 300) for e in expected]
-    known = [metrics.is_chance(metrics.matthews(e, np.where(RNG.random(300) < 0.4, e, 0)), 300) for e in expected]
+    expected = rng.integers(3, size=(200, 300))
+    noise = [metrics.is_chance(metrics.matthews(e, rng.integers(3, size=300)), 300) for e in expected]
+    known = [metrics.is_chance(metrics.matthews(e, np.where(rng.random(300) < 0.4, e, 0)), 300) for e in expected]
     assert np.mean(noise) > 0.93 and not any(known)
     few = np.array([0, 1, 1])
     assert metrics.is_chance(metrics.matthews(few, few), 3) and not metrics.knows_nothing(
@@ -77,13 +80,13 @@ def spans_by_regex(tags):
     return found
 
 
-def test_spans_of_bio_and_bioes():
+def test_spans_of_bio_and_bioes(rng):
     for _ in range(200):
         tags = ["O"]
         for _ in range(12):
-            label = "XY"[RNG.integers(2)]
+            label = "XY"[rng.integers(2)]
             inside = f"I-{label}" if tags[-1] in (f"B-{label}", f"I-{label}") else f"B-{label}"
-            tags.append(("O", f"B-{label}", inside)[RNG.integers(3)])
+            tags.append(("O", f"B-{label}", inside)[rng.integers(3)])
         assert metrics.spans(tags) == spans_by_regex(tags)
         bioes = metrics.to_bioes(tags)
         assert metrics.spans(bioes) == metrics.spans(tags)
@@ -108,14 +111,14 @@ def test_f1_of_spans():
     assert metrics.span_precision_recall_f1([set()], [set()]) == (0.0, 0.0, 0.0)
 
 
-def test_f1_of_spans_is_that_of_conlleval():
+def test_f1_of_spans_is_that_of_conlleval(rng):
     """Of any tags in BIO and BIOES, well-formed or not."""
     from conlleval import evaluate
 
     tags = ["O", *(f"{prefix}-{name}" for prefix in "BIES" for name in "XY")]
     for _ in range(50):
         expected, predicted = (
-            [[tags[i] for i in RNG.integers(len(tags), size=8)] for _ in range(4)] for _ in range(2)
+            [[tags[i] for i in rng.integers(len(tags), size=8)] for _ in range(4)] for _ in range(2)
         )  # fmt: skip
         lines = [f"w {one} {other}" for pair in zip(expected, predicted) for one, other in [*zip(*pair), ("O", "O")]]
         theirs = evaluate(lines)["overall"]["chunks"]["evals"]
@@ -123,15 +126,15 @@ def test_f1_of_spans_is_that_of_conlleval():
         assert ours == pytest.approx([theirs[name] for name in ("prec", "rec", "f1")])
 
 
-def test_squad_measures_are_the_official_ones():
+def test_squad_measures_are_the_official_ones(rng):
     """By torchmetrics, which has the official script of SQuAD 1.1."""
     from torchmetrics.functional.text import squad as official
 
     words = ["The", "a", "an", "Norman", "norman", "conquest", "conquest!", "10th", "U.S.", "-", "ÄRA", "ära"]
     for _ in range(300):
-        answers = [" ".join(RNG.choice(words, RNG.integers(1, 5))) for _ in range(RNG.integers(1, 4))]
+        answers = [" ".join(rng.choice(words, rng.integers(1, 5))) for _ in range(rng.integers(1, 4))]
         answers = [text for text in answers if squad.normalised(text)] or ["conquest"]
-        said = " ".join(RNG.choice(words, RNG.integers(1, 5)))
+        said = " ".join(rng.choice(words, rng.integers(1, 5)))
         given = {"text": answers, "answer_start": [0] * len(answers)}
         theirs = official([{"prediction_text": said, "id": "q"}], [{"answers": given, "id": "q"}])
         assert 100 * squad.exact_match(answers, said) == pytest.approx(float(theirs["exact_match"]), abs=1e-4)
@@ -147,10 +150,10 @@ def test_squad_measures_where_there_is_no_answer(expected, predicted, value):
     assert squad.f1(expected, predicted) == value
 
 
-def test_the_threshold_is_the_best_of_all():
+def test_the_threshold_is_the_best_of_all(rng):
     for _ in range(100):
-        odds = np.round(RNG.normal(size=12), 1)  # with ties
-        answered, not_answered = RNG.random((2, 12))
+        odds = np.round(rng.normal(size=12), 1)  # with ties
+        answered, not_answered = rng.random((2, 12))
         chosen = squad.best_threshold(odds, answered, not_answered)
 
         def score(threshold, odds=odds, answered=answered, not_answered=not_answered):
@@ -697,8 +700,8 @@ def decided(kind, **settings):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_texts_are_cut_as_transformers_cuts_them(exported, count):
-    texts = [text[: int(size)] for text, size in zip(embedded_documents(60), RNG.integers(3, 90, 60))]
+def test_texts_are_cut_as_transformers_cuts_them(rng, exported, count):
+    texts = [text[: int(size)] for text, size in zip(embedded_documents(60), rng.integers(3, 90, 60))]
     pairs = [(texts[i], texts[i + 1])[:count] for i in range(59)]
     kind = make_kind(decided("classification"), tokenizer())
     found = kind.features([Example("", "", pair, label=0) for pair in pairs])
@@ -808,8 +811,8 @@ def test_a_vocabulary_of_another_script_is_refused():
 # Batches.
 
 
-def test_every_example_once_an_epoch_in_batches_of_a_length():
-    sizes = RNG.integers(3, 120, 203)
+def test_every_example_once_an_epoch_in_batches_of_a_length(rng):
+    sizes = rng.integers(3, 120, 203)
     lengths = batches.lengths_up_to(120)
     assert lengths == (32, 64, 120)
     for rng in (None, np.random.default_rng(1)):
@@ -826,11 +829,11 @@ def test_every_example_once_an_epoch_in_batches_of_a_length():
     )
 
 
-def test_lengths_are_those_that_need_the_fewest_padding_tokens():
+def test_lengths_are_those_that_need_the_fewest_padding_tokens(rng):
     def tokens(lengths):
         return np.asarray(lengths)[np.searchsorted(lengths, sizes)].sum()
 
-    sizes = np.minimum(RNG.geometric(1 / 25, 5000) + 2, 117)
+    sizes = np.minimum(rng.geometric(1 / 25, 5000) + 2, 117)
     found = batches.lengths_of(sizes, 128, 400)
     assert 3 <= len(found) <= 7 and found[-1] == 128 and all(length % 8 == 0 for length in found)
     least = [

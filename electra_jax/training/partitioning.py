@@ -161,12 +161,16 @@ def place(rows: Any, mesh: Mesh, batch_size: int) -> Any:
     sharding, numbers = NamedSharding(mesh, BATCH), batch_rows(mesh, batch_size)
 
     def array(x: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            return x[np.searchsorted(numbers, np.arange(batch_size)[index[0]])]
-
-        return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, part)
+        return jax.make_array_from_callback(
+            (batch_size, *x.shape[1:]), sharding, lambda index: rows_of(x, numbers, np.arange(batch_size)[index[0]])
+        )
 
     return jax.tree.map(array, rows)
+
+
+def rows_of(x: np.ndarray, numbers: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The rows of `x` whose `numbers`, ascending, are `wanted`."""
+    return x[np.searchsorted(numbers, wanted)]
 
 
 def describe(abstract: Any) -> dict[str, str]:
