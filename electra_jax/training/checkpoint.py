@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from orbax.checkpoint import checkpoint_managers
 
 from electra_jax import storage
@@ -176,9 +176,8 @@ def restore_params(origin: Origin, abstract: Params, fresh: Params | None = None
             )
     if not missing:
         return _restore(path, abstract)
-    known = {name: leaf for name, leaf in flatten_dict(abstract, sep="/").items() if name not in missing}
-    restored = _restore(path, unflatten_dict(known, sep="/"))
-    return unflatten_dict({**flatten_dict(fresh, sep="/"), **flatten_dict(restored, sep="/")}, sep="/")
+    restored = _restore(path, unflatten_dict({name: expected[name] for name in stored}, sep="/"))
+    return unflatten_dict(by_name(fresh) | by_name(restored), sep="/")
 
 
 def save_weights(path: epath.Path, params: Params) -> None:
