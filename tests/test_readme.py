@@ -206,7 +206,8 @@ def test_the_commands_run_from_french_text_to_transformers(tmp_path, monkeypatch
     subprocess.run([sys.executable, "le_la.py"], cwd=tmp_path, check=True)
     (tmp_path / "corpus" / "a.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
     (tmp_path / "corpus" / "a.txt").write_text("\n\n".join(texts))
-    (tmp_path / "text.jsonl").write_text(lines)
+    for name in ("text.jsonl", "pieces.jsonl"):
+        (tmp_path / name).write_text(lines)
     (tmp_path / "text.txt").write_text("Good! A text.\nBad? Another.\n")
     (tmp_path / "pairs.jsonl").write_text('{"sentence_good": "It is a city.", "sentence_bad": "It a is city."}\n')
     task_data.make(tmp_path / "FOLDER", "classification")
