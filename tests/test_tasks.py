@@ -977,7 +977,7 @@ def test_runs_that_were_replaced_are_said():
     assert (found["mean"], found["mean_of_all"], found["replaced"]) == (0.7, 0.6, 2)
     line = results.last_line(found, "accuracy")
     assert line == (
-        "validation accuracy 0.7000; 2 more collapsed and were replaced, mean of all 0.6000; the weights were chosen by this split"
+        "validation accuracy 0.7000; 2 more collapsed and replaced, mean of all 0.6000; the weights were chosen by this split"
     )
     assert "replaced" not in results.combine(job, done, [], {})
 

@@ -161,7 +161,7 @@ def last_line(results: Mapping[str, Any], metric: str) -> str:
     collapsed = sum(one["is_collapsed"] for one in results["seeds"])
     more += f"; {collapsed} of {count} collapsed" if collapsed else ""
     if "replaced" in results:
-        more += f"; {results['replaced']} more collapsed and were replaced, mean of all {results['mean_of_all']:.4f}"
+        more += f"; {results['replaced']} more collapsed and replaced, mean of all {results['mean_of_all']:.4f}"
     more += "; the weights were chosen by this split" if results["is_chosen_by_it"] else ""
     return f"{results['split']} {metric} {results['mean']:.4f}{more}"
 
