@@ -117,7 +117,7 @@ def start_state(
             )
         # Masked LM has all of its encoder but a head that says what was replaced.
         begins = donor.config.model.towers == "masked_lm" and setup.config.model.towers == "tied"
-        fresh = setup.init().params if begins else None
+        fresh = setup.fresh_params(setup.config.seed) if begins else None
         params = checkpoint.restore_params(weights, setup.abstract.params, fresh)
         distributed.say(f"starting from the weights of {weights}" + ", the discriminator's head fresh" * begins)
         if donor.sequences and donor.data == prepared.digest and donor.config.seed == setup.config.seed:

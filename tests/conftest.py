@@ -161,27 +161,39 @@ def run_module(
 
 
 _ONE_AFTER_THE_OTHER = """
-import contextlib, importlib, io, json, sys
+import contextlib, importlib, json, sys, tempfile
 from electra_jax import cli
-for words in json.load(sys.stdin):
+commands, until_failure = json.load(sys.stdin)
+for words in commands:
+    if "<" in words:
+        sys.stdin = open(words.pop())
+        words.pop()
     sys.argv = words
-    with contextlib.redirect_stderr(io.StringIO()) as said:
+    # A file, as `faulthandler` wants one.
+    with tempfile.TemporaryFile("w+") as said, contextlib.redirect_stderr(said):
         try:
             cli.run(importlib.import_module(f"electra_jax.{words[0]}").main)
         except SystemExit as end:
-            print("ended:", json.dumps([end.code, said.getvalue()]), flush=True)
+            said.seek(0)
+            print("ended:", json.dumps([end.code, said.read()]), flush=True)
+            if until_failure and end.code:
+                break
 """
 
 
-def refusals(commands: list[list[str]], cwd: Path) -> list[tuple[int, str]]:
-    """Exit status and standard error of commands that do not come to their work, `[module, *arguments]`, all in a process."""
+def in_one_process(commands: list[list[str]], cwd: Path, until_failure: bool = False) -> list[tuple[int, str]]:
+    """Exit status and standard error of commands, `[module, *arguments]`, each as its command line would be run.
+
+    One process for all, as starting takes longer than most of them. A last `< FILE` is read as standard input.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", _ONE_AFTER_THE_OTHER], cwd=cwd, env=process_env(), input=json.dumps(commands),
-        capture_output=True, text=True, timeout=600,
+        [sys.executable, "-c", _ONE_AFTER_THE_OTHER], cwd=cwd, env=process_env(),
+        input=json.dumps([commands, until_failure]), capture_output=True, text=True, timeout=900,
     )  # fmt: skip
-    ended = [line.removeprefix("ended: ") for line in done.stdout.splitlines() if line.startswith("ended: ")]
-    assert len(ended) == len(commands), done.stdout + done.stderr
-    return [tuple(json.loads(line)) for line in ended]
+    found = [line.removeprefix("ended: ") for line in done.stdout.splitlines() if line.startswith("ended: ")]
+    ended = [tuple(json.loads(line)) for line in found]
+    assert len(ended) == len(commands) or (until_failure and ended and ended[-1][0]), done.stdout + done.stderr
+    return ended
 
 
 def process_env(extra: dict[str, str] | None = None) -> dict[str, str]:

@@ -18,7 +18,7 @@ import pytest
 import zstandard
 
 import task_data
-from conftest import ROOT, SMALL, config_file, embedded_documents, process_env, run_module
+from conftest import ROOT, SMALL, config_file, embedded_documents, in_one_process, run_module
 from electra_jax import cli
 from electra_jax.config import Config
 from electra_jax.tasks.config import FinetuneConfig
@@ -131,22 +131,6 @@ def test_links_lead_somewhere():
             assert (ROOT / target).exists(), target
 
 
-# One process for all, as starting takes longer than most of them: each as its command line would be run.
-RUN_ALL = """
-import importlib, json, sys
-from electra_jax import cli
-for words in json.load(open("commands.json")):
-    sys.argv = words
-    if "<" in words:
-        sys.stdin = open(words.pop())
-        words.pop()
-    try:
-        cli.run(importlib.import_module(words[0]).main)
-    except SystemExit as end:
-        print("ended:", json.dumps([words, end.code]), flush=True)
-        if end.code:
-            break
-"""
 # Later words on a command line win. What was imported has its own sizes.
 SIZES = [
     f"--config.{section}.{name}={value}"
@@ -178,8 +162,8 @@ def small_form(command: str) -> list[str]:
     """The words of a command of the README as the test runs it."""
     for name, other in ELSEWHERE.items():
         command = command.replace(name, other)
-    words = shlex.split(command)[2:]
-    name = words[0].removeprefix("electra_jax.")
+    name, *words = shlex.split(command)[2:]
+    name = name.removeprefix("electra_jax.")
     more = list(SMALL_FORM.get(name, ()))
     if name == "train":
         steps = 30 if "probe" in command else 20  # the probe is of a run that goes on
@@ -187,7 +171,7 @@ def small_form(command: str) -> list[str]:
         more += ["--config.probe.interval_steps=10"] if "probe" in command else []
     if "runs/imported/config.py" in command:
         more = [word for word in more if ".model." not in word and "vocab_size" not in word]
-    return [*words, *more] if "<" not in words else words
+    return [name, *words, *([] if "<" in words else more)]
 
 
 @pytest.mark.slow
@@ -221,15 +205,8 @@ def test_the_commands_run_from_french_text_to_transformers(tmp_path, monkeypatch
         if is_mention or "gs://" in command or "electra_jax.growth" in command:
             continue
         words.append(small_form(command))
-    (tmp_path / "commands.json").write_text(json.dumps(words))
-    (tmp_path / "run_all.py").write_text(RUN_ALL)
-    done = subprocess.run(
-        [sys.executable, "run_all.py"], cwd=tmp_path, env=process_env(), capture_output=True, text=True, timeout=900
-    )
-    ended = [
-        json.loads(line.removeprefix("ended: ")) for line in done.stdout.splitlines() if line.startswith("ended: ")
-    ]
-    assert [status for _, status in ended] == [0] * len(words), (ended[-1], done.stdout[-2000:], done.stderr[-3000:])
+    ended = in_one_process(words, tmp_path, until_failure=True)
+    assert [status for status, _ in ended] == [0] * len(words), (words[len(ended) - 1], ended[-1][1][-3000:])
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(from transformers.*?)```", TEXT, re.S)
     exec(example, found := {})

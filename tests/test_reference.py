@@ -23,7 +23,7 @@ from electra_jax.objectives.replaced_tokens import replaced_token_detection
 from electra_jax.objectives.terms import Example, Randomness, randomness
 from electra_jax.reporting.metrics import area_under_roc
 from electra_jax.training.optimizer import Moments, layer_rates, learning_rate
-from electra_jax.training.state import new_state
+from electra_jax.training.state import fresh_params, new_state
 from electra_jax.training.step import loss_and_gradients, replay
 
 VOCAB, LENGTH, BATCH, SLOTS = 90, 24, 8, 5
@@ -228,7 +228,8 @@ class Torch:
 
 
 def start(config):
-    state = new_state(config, Architecture(config.model, VOCAB))
+    architecture = Architecture(config.model, VOCAB)
+    state = new_state(config, architecture, fresh_params(architecture, config.seed))
     # Biases and LayerNorms away from zero and one.
     params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), state.params)
     return state._replace(params=params)
@@ -287,7 +288,7 @@ def test_the_options_change_the_result():
         config = reference
         if section:
             config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
-        state = later._replace(opt_state=new_state(config, Architecture(config.model, VOCAB)).opt_state)
+        state = later._replace(opt_state=new_state(config, Architecture(config.model, VOCAB), later.params).opt_state)
         return replay(config, state, batch, *given)[0].params  # not compiled: nine programs would be, each to run once
 
     plain = jax.tree.leaves(after())

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from conftest import SMALL, config_file, process_env, refusals, run_module, sequences
+from conftest import SMALL, config_file, in_one_process, process_env, run_module, sequences
 from electra_jax import cli
 from electra_jax.data import build, pipeline
 from electra_jax.reporting import verdicts
@@ -266,7 +266,7 @@ def test_branch_init_and_a_longer_run(place, finished):
         ("--workdir=tuned",): "tuned holds a fine-tuning",
         (f"--branch={finished}@20", "--config.train.num_train_steps=16"): "nothing is left to train",
     }
-    ended = refusals([["train", "--config=small.py", "--workdir=bad", *flags] for flags in wrong], place)
+    ended = in_one_process([["train", "--config=small.py", "--workdir=bad", *flags] for flags in wrong], place)
     for (status, said), (flags, part) in zip(ended, wrong.items(), strict=True):
         assert (status, said.count("\n")) == (2, 1) and part in said, (flags, said)
 
@@ -342,7 +342,7 @@ BAD_RUNS = [
 
 def test_bad_input_is_one_line_and_status_2(place):
     command = ["train", "--config=small.py", "--workdir=never"]
-    ended = refusals([[*command, *arguments] for arguments, _ in BAD_RUNS], place)
+    ended = in_one_process([[*command, *arguments] for arguments, _ in BAD_RUNS], place)
     for (status, said), (arguments, part) in zip(ended, BAD_RUNS, strict=True):
         assert status == 2 and part in said, (arguments, said)
         assert said.startswith("error: ") and said.count("\n") == 1
@@ -363,7 +363,7 @@ def test_unknown_arguments_and_missing_config(place):
         ("evaluate",): "required: --workdir",
         ("prepare", "--config=no.py"): "no.py",
     }
-    for (status, said), (command, part) in zip(refusals([*map(list, wrong)], place), wrong.items(), strict=True):
+    for (status, said), (command, part) in zip(in_one_process([*map(list, wrong)], place), wrong.items(), strict=True):
         assert status == 2 and part in said and "Traceback" not in said, (command, said)
 
 

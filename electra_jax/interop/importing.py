@@ -19,7 +19,7 @@ from electra_jax.interop.sources import ONE_ENCODER, Piece, Source
 from electra_jax.interop.weights import Weights
 from electra_jax.models.electra import Architecture, Params
 from electra_jax.training.optimizer import Moments
-from electra_jax.training.state import TrainState, new_state
+from electra_jax.training.state import TrainState, fresh_params, new_state
 
 
 class Imported(NamedTuple):
@@ -53,7 +53,9 @@ def assemble(source: Source, config: Config, tokenizer: Tokenizer, restart: bool
     )
     validate(config)
     architecture = Architecture(config.model, tokenizer.vocab_size)
-    fresh_state = jax.device_get(jax.jit(lambda: new_state(config, architecture))())
+    fresh_state = jax.device_get(
+        jax.jit(lambda: new_state(config, architecture, fresh_params(architecture, config.seed)))()
+    )
     params = _writable(fresh_state.params)
     taken, fresh, cut = _fill(params, source.pieces, source, tokenizer.vocab_size)
     used = {(id(piece.weights), tensor.theirs) for piece in source.pieces for tensor in piece.tensors}

@@ -20,7 +20,6 @@ from electra_jax.tasks.model import FineTuning, predictor
 from electra_jax.tasks.of_kind import make_kind, module_of, predicting
 from electra_jax.training.partitioning import replicated
 from electra_jax.training.setup import Program, mesh_of
-from electra_jax.training.state import INIT_STREAM, stream
 
 _SOME = 500
 
@@ -96,10 +95,6 @@ class Job:
         self.train_step = memory.settled(self.program.train_step)
         self._predict = predictor(self.program, predicting(encoder.model, self.kind))
         self._pretrained = encoder.params and encoder.params(mesh)
-        self._fresh = jax.jit(
-            lambda seed: self.program.architecture.init(stream(seed, INIT_STREAM)),
-            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.program.abstract.params),
-        )
         self._gathered = jax.jit(lambda params: params, out_shardings=replicated(mesh))
 
     def _features(self, name: str, examples: Sequence[Example]) -> list[Feature]:
@@ -134,7 +129,7 @@ class Job:
 
     def initial(self, seed: int) -> Params:
         """The pretrained weights with a fresh head, or all fresh."""
-        params = self._fresh(np.uint32(seed))
+        params = self.program.fresh_params(seed)
         return params if self._pretrained is None else {**self._pretrained, "head": params["head"]}
 
     def start_from(self, params: Params) -> None:

@@ -16,7 +16,7 @@ from electra_jax.models.layers import Embeddings, Linear, gelu, normal
 from electra_jax.models.noise import Noise, dropout
 from electra_jax.objectives import losses
 from electra_jax.objectives.terms import Terms
-from electra_jax.training.partitioning import BATCH, activation_rules, replicated
+from electra_jax.training.partitioning import BATCH, activation_rules, replicated, shardings_of
 from electra_jax.training.setup import Program
 
 # The place of the head's dropout; the encoder's layers have the places from 0 on (`models.electra`).
@@ -113,7 +113,7 @@ class FineTuning:
 
 def predictor(program: Program, architecture: Architecture) -> Callable[..., jax.Array]:
     """(params, input_ids, token_type_ids) -> logits, whole on every device."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.params)
+    shardings = shardings_of(program.abstract.params)
     rows_of_batch = NamedSharding(program.mesh, BATCH)
     pad = program.objective.pad
 

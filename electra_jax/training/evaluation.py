@@ -13,7 +13,7 @@ from electra_jax.objectives.layout import read_layout
 from electra_jax.objectives.objective import Pretraining
 from electra_jax.objectives.terms import Example, Verdicts, randomness
 from electra_jax.reporting import metrics as metrics_lib
-from electra_jax.training.partitioning import BATCH, activation_rules, compiler_options, replicated
+from electra_jax.training.partitioning import BATCH, activation_rules, compiler_options, replicated, shardings_of
 from electra_jax.training.state import EVALUATION_STREAM, stream
 
 EvalStep = Callable[[Params, jax.Array, jax.Array], dict[str, Any]]
@@ -50,7 +50,7 @@ def evaluation_step(
 
 def make_evaluation_step(architecture: Architecture, objective: Pretraining, mesh: Mesh, params: Params) -> EvalStep:
     """`evaluation_step`, jitted for `mesh`; `params` is the tree as shapes with shardings."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+    shardings = shardings_of(params)
     batch = NamedSharding(mesh, BATCH)
 
     def step(params: Params, input_ids: jax.Array, record: jax.Array) -> dict[str, Any]:

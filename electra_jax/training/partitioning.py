@@ -135,6 +135,11 @@ def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     return jax.tree.map(sharding, axes, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
+def shardings_of(abstract: Any) -> Any:
+    """Where the arrays of a tree lie, as jit takes it."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
 @contextlib.contextmanager
 def activation_rules(mesh: Mesh) -> Iterator[None]:
     """To trace a step for `mesh` under: what the models say of their activations takes effect."""

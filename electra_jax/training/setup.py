@@ -20,7 +20,7 @@ from electra_jax.objectives.layout import TokenIds
 from electra_jax.objectives.objective import Objective, Pretraining
 from electra_jax.training import partitioning
 from electra_jax.training.evaluation import EvalStep, HeldOut, evaluate, make_evaluation_step
-from electra_jax.training.state import TrainState, abstract_state, init_state
+from electra_jax.training.state import TrainState, abstract_state, fresh_params, new_state
 from electra_jax.training.step import make_train_step
 
 
@@ -171,9 +171,20 @@ class Program:
         """(state, batch) -> (state, metrics)."""
         return make_train_step(self.config, self.architecture, self.objective, self.mesh, self.abstract)
 
+    @functools.cached_property
+    def fresh_params(self) -> Callable[[int], Params]:
+        """seed -> parameters, made where they lie; a seed is no part of the program, which is compiled once for all."""
+        make = functools.partial(fresh_params, self.architecture)
+        compiled = jax.jit(make, out_shardings=partitioning.shardings_of(self.abstract.params))
+        return lambda seed: compiled(np.uint32(seed))
+
     def init(self, params: Params | None = None) -> TrainState:
-        """The state before the first step."""
-        return init_state(self.config, self.architecture, self.abstract, params)
+        """The state before the first step, with `params`, which stay, or with fresh ones."""
+        make = functools.partial(new_state, self.config, self.architecture)
+        is_fresh = params is None
+        params = self.fresh_params(self.config.seed) if is_fresh else params
+        shardings = partitioning.shardings_of(self.abstract)
+        return jax.jit(make, out_shardings=shardings, donate_argnums=0 if is_fresh else ())(params)
 
     def place(self, batches: Iterable[Any], batch_size: int) -> Iterator[Any]:
         """Batches of this process's rows, as global arrays on the mesh."""

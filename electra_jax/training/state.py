@@ -30,15 +30,18 @@ class TrainState(NamedTuple):
     failed_step: jax.Array  # int32
 
 
-def stream(seed: int, which: int) -> jax.Array:
+def stream(seed: int | jax.Array, which: int) -> jax.Array:
     """The key of one of the streams above."""
     return jax.random.fold_in(jax.random.key(seed), which)
 
 
-def new_state(config: Config, architecture: Architecture, params: Params | None = None) -> TrainState:
-    """The state before the first step, with `params` or fresh ones; a pure function."""
-    if params is None:
-        params = architecture.init(stream(config.seed, INIT_STREAM))
+def fresh_params(architecture: Architecture, seed: int | jax.Array) -> Params:
+    """The parameters that a seed gives; a pure function."""
+    return architecture.init(stream(seed, INIT_STREAM))
+
+
+def new_state(config: Config, architecture: Architecture, params: Params) -> TrainState:
+    """The state before the first step, with `params`; a pure function."""
     opt_state = make_optimizer(config.optimizer, architecture.axes).init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, jnp.full((), -1, jnp.int32))
 
@@ -60,11 +63,3 @@ def abstract_state(config: Config, architecture: Architecture, mesh: Mesh) -> Tr
         shapes,
         shardings(shapes),
     )
-
-
-def init_state(
-    config: Config, architecture: Architecture, abstract: TrainState, params: Params | None = None
-) -> TrainState:
-    """The state before the first step, made in place as `abstract` lays it out."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(functools.partial(new_state, config, architecture), out_shardings=shardings)(params)

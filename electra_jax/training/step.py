@@ -18,7 +18,7 @@ from electra_jax.objectives.masking import Masked
 from electra_jax.objectives.objective import Objective, Pretraining
 from electra_jax.objectives.terms import Example, Randomness, Terms
 from electra_jax.training.optimizer import layer_rates, learning_rate, make_optimizer
-from electra_jax.training.partitioning import BATCH, activation_rules, compiler_options, replicated
+from electra_jax.training.partitioning import BATCH, activation_rules, compiler_options, replicated, shardings_of
 from electra_jax.training.state import TRAIN_STREAM, TrainState, stream
 
 Metrics = dict[str, Any]
@@ -66,7 +66,7 @@ def replay(
 
     Args:
       config: of the run.
-      state: `training.state.new_state(config, Architecture(config.model, vocab_size))`, or what the last call returned.
+      state: `training.state.new_state(config, Architecture(config.model, vocab_size), params)`, or what the last call returned.
       batch: the text; `objectives.layout.read_layout` makes one of token ids.
       masked_positions: `[B, M]` int32, positions to predict, any number `M` of slots.
       masked_weights: `[B, M]`, 1 for slots that are used and 0 for the others.
@@ -91,7 +91,7 @@ _NO_IDS = TokenIds(0, 0, 0, 0, False)
 
 def make_train_step(config: Config, architecture: Architecture, objective: Objective, mesh: Mesh, abstract: TrainState):
     """`train_step`, jitted for `mesh`: (state, batch) -> (state, metrics); the old state is consumed."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    shardings = shardings_of(abstract)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         with activation_rules(mesh):
