@@ -94,15 +94,16 @@ def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder,
     for word, config, one in found:
         shown = [f"{100 * one[name]:.1f}" for name in ("mean", "median", "standard_deviation")]
         published = f"{config.task.published:.1f}" if config.task.published else "-"
-        distributed.say(f"{word:8} {one['metric']:18} {shown[0]:>8} {shown[1]:>8} {shown[2]:>10} {published:>10}")
+        line = f"{word:8} {one['metric']:18} {shown[0]:>8} {shown[1]:>8} {shown[2]:>10} {published:>10}"
+        distributed.say(line + results.collapses(one))
     scores = [100 * one["median"] for *_, one in found]
     published = [config.task.published for _, config, _ in found]
-    total = {"average": statistics.fmean(scores), "tasks": {word: one for word, _, one in found}}
+    total = {"metric": "average", "average": statistics.fmean(scores), "tasks": {word: one for word, _, one in found}}
     line = f"average of {len(found)} medians {total['average']:.2f}"
     # Of the average over tasks, seed by seed, where all have as many.
     averages = [100 * statistics.fmean(values) for values in zip(*(one["values"] for *_, one in found))]
+    total |= results.summary(averages)
     if len(averages) > 1:
-        total["standard_deviation"] = statistics.stdev(averages)
         line += f", standard deviation over {len(averages)} seeds {total['standard_deviation']:.2f}"
     if all(published):
         total["published"] = statistics.fmean(published)

@@ -475,6 +475,76 @@ def test_every_configuration_of_glue_is_there():
     assert len(config.suite) == 8 and config.seeds == 2
     published = [load_finetune_config(f"configs/finetune/glue.py:{word}", []).task.published for word in config.suite]
     assert sum(published) / 8 == pytest.approx(81.1375)
+    # What differs from task to task in the reference (finetune/task_builder.py, configure_finetuning.py).
+    configs = {word: load_finetune_config(f"configs/finetune/glue.py:{word}", []) for word in config.suite}
+    assert {word for word, one in configs.items() if one.train.epochs == 10} == {"stsb", "rte"}
+    assert {one.train.epochs for one in configs.values()} == {3, 10}
+    assert {word for word, one in configs.items() if one.task.double_unordered} == {"mrpc", "stsb"}
+    assert {word: one.task.metric for word, one in configs.items() if one.task.metric} == {"cola": "matthews"}
+
+
+@pytest.mark.parametrize(
+    ("word", "rate", "decay", "length", "epochs"),
+    [("glue.py:mnli", 1e-4, 0.8, 128, 3), ("squad.py:1.1", 1e-4, 0.8, 512, 2), ("squad.py:2.0", 1e-4, 0.8, 512, 2),
+     ("chunking.py", 1e-4, 0.8, 256, 3)],
+)  # fmt: skip
+def test_recipes_are_the_references_and_reach_the_train_step(word, rate, decay, length, epochs):
+    config = load_finetune_config(f"configs/finetune/{word}", [])
+    model = encoder.ModelConfig(max_position_embeddings=512, hidden_dropout_prob=0.3)
+    made = task_config.resolve(config, model, num_examples=3200)
+    steps = epochs * 100
+    assert (made.data.max_seq_length, made.train.batch_size, made.train.num_train_steps) == (length, 32, steps)
+    optimizer = made.optimizer
+    assert (optimizer.learning_rate, optimizer.layerwise_decay, optimizer.layerwise_rule) == (rate, decay, "reference")
+    assert (optimizer.warmup_steps, optimizer.weight_decay, optimizer.schedule) == (steps // 10, 0.01, "linear")
+    assert not optimizer.bias_correction and optimizer.clip_norm == 1.0
+    assert made.model.hidden_dropout_prob == made.model.attention_probs_dropout_prob == 0.1
+
+
+@pytest.mark.parametrize("kind", ["classification", "tagging"])
+def test_dropout_before_the_head_is_a_setting_of_its_own(tiny_job, kind):
+    """On the first token's vector, or every one's; nothing else is dropped here."""
+    from electra_jax.models.noise import Noise
+
+    outputs = []
+    for rate in (0.0, 0.5):
+        quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": rate}
+        job = tiny_job(kind, model=quiet)
+        assert job.program.model.hidden_dropout_prob == 0.0
+        module = job.program.architecture.merge(job.initial(0))
+        ids = np.array([[2, 7, 8, 9, 3]], np.int32)
+        seeds_of = [None, *(Noise(np.array([[1, n]], np.uint32)) for n in range(2))]
+        outputs.append([np.asarray(module(ids, np.zeros_like(ids), 0, noise)) for noise in seeds_of])
+    for quiet in outputs[0][1:]:
+        np.testing.assert_array_equal(quiet, outputs[0][0])
+    np.testing.assert_array_equal(outputs[1][0], outputs[0][0])
+    assert np.abs(outputs[1][1] - outputs[1][0]).max() > 1e-4 and np.abs(outputs[1][2] - outputs[1][1]).max() > 1e-4
+
+
+def test_an_encoder_is_the_same_from_wherever_it_comes(tiny_job, place, tmp_path, capsys):
+    """A work directory, the folder that was exported from it, and the work directory that this was imported to."""
+    from electra_jax import import_checkpoint
+
+    export.main([f"--workdir={place / 'pretrained'}", f"--out={tmp_path / 'exported'}"])
+    import_checkpoint.main([f"--from={tmp_path / 'exported'}", f"--workdir={tmp_path / 'imported'}"])
+    job = tiny_job()
+    for name in ("exported", "exported/discriminator", "imported"):
+        other = Job(job.config, job.data, encoder.load(str(tmp_path / name)), print)
+        jax.tree.map(np.testing.assert_array_equal, job.initial(0), other.initial(0))
+        for one, same in zip(job.train, other.train, strict=True):
+            np.testing.assert_array_equal(one.input_ids, same.input_ids)
+
+
+def test_a_task_in_another_script_than_the_encoders_is_refused(tiny_job, tmp_path):
+    rows = [{"text": "ქართული ენა მშვენიერია", "label": n % 2} for n in range(4)]
+    task_data.write_lines(tmp_path / "train.jsonl", rows)
+    job = tiny_job()
+    config = dataclasses.replace(job.config, task=dataclasses.replace(job.config.task, path=str(tmp_path)))
+    with pytest.raises(UserError, match="100% of the task's tokens are unknown to the vocabulary of .*pretrained"):
+        Job(config, loading.load(config.task), job.encoder, print)
+
+
+def test_a_glue_task_that_is_not_there():
     with pytest.raises(UserError, match="glue.py:wnli; known are cola, sst2"):
         load_finetune_config("configs/finetune/glue.py:wnli", [])
 
@@ -586,6 +656,9 @@ def test_a_suite_prints_and_writes_its_average(place):
     assert whole["average"] == pytest.approx(100 * np.mean([part["median"] for part in parts]))
     deviation = np.std(100 * np.mean([part["values"] for part in parts], 0), ddof=1)
     assert whole["standard_deviation"] == pytest.approx(deviation) and whole["published"] == 90.0
+    assert (whole["metric"], len(whole["values"])) == ("average", 2) and whole["mean"] == pytest.approx(
+        np.mean(whole["values"])
+    )
     assert re.search(r"average of 2 medians \d+\.\d\d, standard deviation over 2 seeds", done.stdout.splitlines()[-1])
 
 

@@ -242,10 +242,15 @@ def test_squads_own_json(tmp_path):
     data = loading.load(load_finetune_config("configs/finetune/squad.py:2.0", [("task.path", str(tmp_path))]).task)
     one, other = data.validation["validation"]
     assert one.label == (Answer("Anna", 4),) and other.label == () and other.id == "b"
-    qas[0]["answers"][0]["answer_start"] = 3
+    for start in (2, 3, 5, 6):  # some answers of SQuAD stand so far beside their place
+        qas[0]["answers"][0]["answer_start"] = start
+        (tmp_path / "dev-v2.0.json").write_text(json.dumps(whole))
+        data = loading.load(load_finetune_config("configs/finetune/squad.py:2.0", [("task.path", str(tmp_path))]).task)
+        assert data.validation["validation"][0].label == (Answer("Anna", 4),)
+    qas[0]["answers"][0]["answer_start"] = 1
     (tmp_path / "dev-v2.0.json").write_text(json.dumps(whole))
     with pytest.raises(
-        UserError, match="question a: the answer 'Anna' is not at character 3 of the context, ' Ann' is"
+        UserError, match="question a: the answer 'Anna' is not at character 1 of the context, 'h, A' is"
     ):
         loading.load(load_finetune_config("configs/finetune/squad.py:2.0", [("task.path", str(tmp_path))]).task)
 
@@ -322,6 +327,31 @@ def test_data_sets_of_tfds(tmp_path, file_format):
     assert numbers.test["test"][0].label is None and sorted(e.label for e in numbers.train["train"]) == [0.0, 1.0]
     with pytest.raises(UserError, match="config.task.test=tset: .* has train, validation, test"):
         load(f"tfds:{tmp_path / 'made' / '1.0.0'}", text="sentence", test="tset")
+
+
+def test_squad_of_tfds(tmp_path):
+    """In the form of its builder, read by the configuration for it."""
+    import tensorflow_datasets as tfds
+
+    from electra_jax.cli import load_finetune_config
+
+    text = tfds.features.Text()
+    features = {"id": text, "title": text, "context": text, "question": text, "is_impossible": np.bool_}
+    features["answers"] = tfds.features.Sequence({"text": text, "answer_start": np.int32})
+    row = {"id": "q", "title": "t", "context": "Oh, Anna came.", "question": "Who?", "is_impossible": False}
+    rows = [row | {"answers": {"text": ["Anna", "came"], "answer_start": [4, 9]}},
+            row | {"id": "r", "is_impossible": True, "answers": {"text": [], "answer_start": []}}]  # fmt: skip
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="squad", version="2.0.0", data_dir=tmp_path, features=tfds.features.FeaturesDict(features),
+        split_datasets={split: list(enumerate(rows)) for split in ("train", "validation")}, file_format="array_record",
+    )  # fmt: skip
+    config = load_finetune_config(
+        "configs/finetune/squad.py:2.0,tfds", [("task.path", f"tfds:{tmp_path / 'squad' / '2.0.0'}")]
+    )
+    found = sorted(loading.load(config.task).validation["validation"], key=lambda one: one.id)
+    assert [one.id for one in found] == ["q", "r"] and found[0].texts == ("Who?", "Oh, Anna came.")
+    assert [one.label for one in found] == [(Answer("Anna", 4), Answer("came", 9)), ()]
+    assert load_finetune_config("configs/finetune/squad.py:1.1,tfds", []).task.path == "tfds:squad/v1.1"
 
 
 BROKEN = [
@@ -797,6 +827,73 @@ def test_answers_out_of_logits():
     kind.tune([example], [prediction])
     assert kind.answer(prediction) == "fox"
     assert len({one.text for one in prediction.n_best}) == len(prediction.n_best)
+
+
+def _said(text: str, start: int, null_odds: float):
+    """A prediction, as if read off a model's output."""
+    from electra_jax.tasks.question_answering import Candidate, Prediction
+
+    return Prediction((Candidate(text, start, 1.0),), null_odds)
+
+
+def test_questions_of_either_kind_and_at_the_best_threshold():
+    """What the official script of SQuAD 2.0 gives as HasAns, NoAns and best."""
+    kind = answering()
+    context = "The quick brown fox jumps over the lazy dog."
+    right, none = Example("", "", ("?", context), label=(Answer("fox", 16),)), Example("", "", ("?", context), label=())
+    kind.fit(examples := [right, right, right, none, none])
+    # Answered at odds below 0: one right, one wrong; held back, though right; the last two rightly and wrongly.
+    said = [
+        _said("fox", 16, -2.0),
+        _said("dog", 40, -1.0),
+        _said("fox", 16, 1.0),
+        _said("fox", 16, 2.0),
+        _said("fox", 16, -3.0),
+    ]
+    figures = kind.figures(examples, said)
+    assert figures["exact_match"] == pytest.approx(2 / 5)
+    assert figures["answerable_exact_match"] == pytest.approx(1 / 3) and figures["unanswerable_exact_match"] == 0.5
+    # From 1 to 2 as threshold the third counts as well.
+    assert figures["best_exact_match"] == pytest.approx(3 / 5) and figures["no_answer_accuracy"] == pytest.approx(3 / 5)
+    kind.tune(examples, said)
+    assert 1.0 < kind.null_threshold < 2.0 and kind.figures(examples, said)["f1"] == figures["best_f1"]
+
+
+def test_kinds_that_learnt_nothing(rng):
+    """Chance, or the same for all, is told from knowledge."""
+    count = 60
+    kind = make_kind(decided("regression"), tokenizer())
+    examples = [Example("", "", ("a",), label=float(x)) for x in rng.normal(size=count)]
+    labels = [one.label for one in examples]
+    assert kind.is_collapsed(examples, [0.5] * count) and kind.is_collapsed(examples, [-x for x in labels])
+    assert not kind.is_collapsed(examples, [x + rng.normal() for x in labels])
+
+    kind = make_kind(decided("tagging"), tokenizer())
+    examples = [Example("", "", words=("a", "b"), label=tuple(rng.integers(2, size=2))) for _ in range(count)]
+    assert kind.is_collapsed(examples, [np.eye(2)[[0, 0]]] * count)
+    assert not kind.is_collapsed(examples, [np.eye(2)[list(one.label)] for one in examples])
+
+    kind, words = answering(), ["one", "two", "three", "four", "five", "six"]
+    examples = []
+    for _ in range(count):
+        context = " ".join(rng.permutation(words))
+        word = words[rng.integers(6)]
+        examples.append(Example("", "", ("?", context), label=(Answer(word, context.index(word)),)))
+    kind.fit(examples)
+    first = [_said(one.texts[1].split()[0], 0, -1.0) for one in examples]  # another text each, of the same place
+    assert kind.is_collapsed(examples, first) and kind.is_collapsed(examples, [_said("one", 3, -1.0)] * count)
+    assert not kind.is_collapsed(examples, [_said(one.label[0].text, one.label[0].start, -1.0) for one in examples])
+
+
+def test_tags_of_spans_are_measured_as_spans_unless_it_is_said(tmp_path):
+    rows = [{"tokens": ["a", "b", "c"], "tags": ["O", "B-X", "I-X"]}, {"tokens": ["d"], "tags": ["O"]}]
+    task_data.write_lines(tmp_path / "train.jsonl", rows)
+    assert load(tmp_path).task.metric == "span_f1" and load(tmp_path, metric="accuracy").task.metric == "accuracy"
+    (tmp_path / "info.json").write_text('{"metric": "accuracy"}')
+    assert load(tmp_path).task.metric == "accuracy"
+    (tmp_path / "info.json").unlink()
+    task_data.write_lines(tmp_path / "train.jsonl", [{"tokens": ["a", "b"], "tags": ["noun", "verb"]}])
+    assert load(tmp_path).task.metric == "accuracy"
 
 
 def test_a_vocabulary_of_another_script_is_refused():

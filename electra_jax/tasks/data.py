@@ -18,6 +18,7 @@ from electra_jax.tasks.labels import Labels
 _DEFAULT_METRIC = {
     "classification": "accuracy", "regression": "spearman", "tagging": "accuracy", "question_answering": "f1"
 }  # fmt: skip
+_DEFAULT_METRIC_OF_SPANS = "span_f1"  # where most words are outside of any, nearly all tags may be right and no span
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,9 @@ def load(task: TaskConfig) -> TaskData:
     if of_training and (header := _header(task, rows["train"], of_training)):
         warnings.append(header)
     task = task if given is None else dataclasses.replace(task, labels=given.predicted)
+    if not task.metric:
+        of_spans = task.kind == "tagging" and labels.are_of_spans(task.labels)
+        task = dataclasses.replace(task, metric=_DEFAULT_METRIC_OF_SPANS if of_spans else _DEFAULT_METRIC[task.kind])
     parts = {
         name: {
             split: [examples.example(task, row, given, needs_label=name != "test") for row in found]
@@ -178,7 +182,7 @@ def _decided(task: TaskConfig, info: dict[str, Any], training: Sequence[Row]) ->
             f"config.task.path={task.path}: labels in info.json must be a list of different names, not {named!r}"
         )
     names = task.labels or tuple(map(str, named))
-    metric = task.metric or str(info.get("metric") or _DEFAULT_METRIC[kind])
+    metric = task.metric or str(info.get("metric") or "")
     if kind in ("classification", "regression") and not task.text:
         # Said, so that one text is never taken for two.
         is_pair = "text_a" in training[0].values

@@ -98,14 +98,21 @@ def _question(row: Row, identity: str, takes_label: bool, needs_label: bool) -> 
         raise UserError(
             f"{row.where}: answers must be a list of {{text, answer_start}}, not {str(given)[:80]!r}"
         ) from None
-    for answer in answers:
-        there = context[answer.start : answer.start + len(answer.text)]
-        if there != answer.text:
-            raise UserError(
-                f"{row.where}: the answer {answer.text[:40]!r} is not at character {answer.start} of the context, "
-                f"{there[:40]!r} is"
-            )
-    return Example(row.where, identity, (question, context), label=answers)
+    return Example(row.where, identity, (question, context), label=tuple(_placed(one, context, row) for one in answers))
+
+
+# SQuAD has answers that stand a character or two beside their place.
+_BESIDE = (0, -1, 1, -2, 2)
+
+
+def _placed(answer: Answer, context: str, row: Row) -> Answer:
+    for start in (answer.start + beside for beside in _BESIDE):
+        if start >= 0 and context.startswith(answer.text, start):
+            return answer._replace(start=start)
+    there = context[max(answer.start, 0) :][: len(answer.text)]
+    raise UserError(
+        f"{row.where}: the answer {answer.text[:40]!r} is not at character {answer.start} of the context, {there[:40]!r} is"
+    )
 
 
 def _sentence(

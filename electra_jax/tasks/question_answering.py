@@ -4,7 +4,7 @@ As BERT does it (Devlin et al., 2019, section 4.2 and 4.3): long contexts are re
 is that of its first and last token, and [CLS] stands for no answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -136,37 +136,51 @@ class QuestionAnswering(Kind):
         if not self.has_unanswerable:
             return
         measure = _MEASURES[self.task.metric]
-        given = [[answer.text for answer in example.label] for example in examples]
-        texts = [prediction.n_best[0].text if prediction.n_best else "" for prediction in predictions]
-        self.null_threshold = squad.best_threshold(
-            [prediction.null_odds for prediction in predictions],
-            [measure(answers, text) for answers, text in zip(given, texts)],
-            [measure(answers, "") for answers in given],
-        )
+        self.null_threshold = _best(measure, examples, predictions)[0]
 
     def figures(self, examples, predictions):
         given = [[answer.text for answer in example.label] for example in examples]
         texts = [self.answer(prediction) for prediction in predictions]
-        found = {
-            name: float(np.mean([measure(answers, text) for answers, text in zip(given, texts)]))
+        counts = {
+            name: np.asarray([measure(answers, text) for answers, text in zip(given, texts)])
             for name, measure in _MEASURES.items()
         }
+        found = {name: float(each.mean()) for name, each in counts.items()}
         if self.has_unanswerable:
-            found["no_answer_accuracy"] = float(
-                np.mean([bool(text) == bool(answers) for answers, text in zip(given, texts)])
-            )
+            has = np.asarray([bool(answers) for answers in given])
+            found["no_answer_accuracy"] = float((np.asarray([bool(text) for text in texts]) == has).mean())
+            # As the official script gives them: of either kind of question, and at the threshold that is best here.
+            for kind, chosen in (("answerable", has), ("unanswerable", ~has)):
+                found |= {f"{kind}_{name}": float(each[chosen].mean()) for name, each in counts.items() if chosen.any()}
+            found |= {f"best_{name}": _best(measure, examples, predictions)[1] for name, measure in _MEASURES.items()}
         return found
 
     def is_collapsed(self, examples, predictions):
+        if len(examples) < metrics.FEW or len({example.label for example in examples}) == 1:
+            return False
         answers = {self.answer(prediction) for prediction in predictions}
-        few = len(examples) < metrics.FEW
-        return not few and len(answers) == 1 and len({example.label for example in examples}) > 1
+        places = {prediction.n_best[0].start if self.answer(prediction) else None for prediction in predictions}
+        expected = {example.label[0].start if example.label else None for example in examples}
+        return len(answers) == 1 or len(places) == 1 < len(expected)
 
     def shown(self, example, prediction):
         answer = self.answer(prediction)
         start = prediction.n_best[0].start if answer else None
         best = [{"text": one.text, "start": one.start, "score": round(one.score, 6)} for one in prediction.n_best[:5]]
         return {"id": example.id, "answer": answer, "start": start, "null_odds": prediction.null_odds, "n_best": best}
+
+
+def _best(
+    measure: Callable[[Sequence[str], str], float], examples: Sequence[Example], predictions: Sequence[Prediction]
+) -> tuple[float, float]:
+    """The threshold of no answer that gives the greatest mean of a measure, and that mean."""
+    given = [[answer.text for answer in example.label] for example in examples]
+    texts = [prediction.n_best[0].text if prediction.n_best else "" for prediction in predictions]
+    odds = np.asarray([prediction.null_odds for prediction in predictions])
+    if_answered = np.asarray([measure(answers, text) for answers, text in zip(given, texts)])
+    if_not = np.asarray([measure(answers, "") for answers in given])
+    threshold = squad.best_threshold(odds, if_answered, if_not)
+    return threshold, float(np.where(odds > threshold, if_not, if_answered).mean())
 
 
 def _margins(size: int) -> np.ndarray:

@@ -158,12 +158,18 @@ def last_line(results: Mapping[str, Any], metric: str) -> str:
         if count > 1
         else ""
     )
-    collapsed = sum(one["is_collapsed"] for one in results["seeds"])
-    more += f"; {collapsed} of {count} collapsed" if collapsed else ""
-    if "replaced" in results:
-        more += f"; {results['replaced']} more collapsed and replaced, mean of all {results['mean_of_all']:.4f}"
+    more += collapses(results)
     more += "; the weights were chosen by this split" if results["is_chosen_by_it"] else ""
     return f"{results['split']} {metric} {results['mean']:.4f}{more}"
+
+
+def collapses(results: Mapping[str, Any]) -> str:
+    """What is to be said of runs that learnt nothing, or the empty string."""
+    count = sum(one["is_collapsed"] for one in results["seeds"])
+    text = f"; {count} of {len(results['values'])} collapsed" if count else ""
+    if "replaced" in results:
+        text += f"; {results['replaced']} more collapsed and replaced, mean of all {results['mean_of_all']:.4f}"
+    return text
 
 
 def write_predictions(workdir: epath.Path, job: Job, outputs: Mapping[str, Sequence[np.ndarray]]) -> list[epath.Path]:
