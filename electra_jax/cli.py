@@ -60,7 +60,8 @@ def _exhausted(error: Exception) -> RunFailed | None:
         )
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:
         less = (
-            "in training, train.gradient_accumulation_steps=2, model.remat=full, a smaller batch or mesh.fsdp take less"
+            "in training, train.gradient_accumulation_steps=2, a smaller batch, mesh.fsdp and, of pretraining, model.remat=full "
+            "take less"
         )
         return RunFailed(f"out of device memory ({first}); {less}")
     return None

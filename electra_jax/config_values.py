@@ -116,9 +116,9 @@ def _parse(text: str, kind: Any, name: str) -> Any:
     if origin is types.UnionType:
         return None if text == "None" else _parse(text, args[0], name)
     if origin is tuple:
-        parts = [part for part in text.strip("()[] ").split(",") if part.strip()]
-        if text.lstrip()[:1] in ("(", "["):  # as Python writes it: ('a', 'b')
-            parts = [part.strip().strip("'\"") for part in parts]
+        is_python = text.lstrip()[:1] in ("(", "[")  # as Python writes it: ('a', 'b')
+        parts = [part.strip() for part in (text.strip("()[] ") if is_python else text).split(",")]
+        parts = [part.strip("'\"") if is_python else part for part in parts if part]
         return tuple(_parse(part, args[0], name) for part in parts)
     if kind is bool:
         if text.lower() not in ("true", "false"):

@@ -1,6 +1,5 @@
 """Exports a run to Hugging Face: `python -m electra_jax.export --workdir=DIR --out=OUT`."""
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -57,18 +56,21 @@ def main(argv: list[str]) -> None:
     out = cli.local_path("--out", args.out)
     languages = [code.strip() for code in args.language.split(",") if code.strip()]
     about = About(languages, args.license, args.push_to or "")
-    if (Path(args.workdir) / "model" / "task.json").is_file():
+    workdir = cli.directory("--workdir", args.workdir)
+    if (workdir / "model" / "task.json").is_file():
         if args.push_every_step or args.step is not None:
             parser.error("argument --step or --push_every_step: a fine-tuned model has no steps; leave it out")
-        made = _copy(Path(args.workdir) / "model", out, about)
+        made = _copy(workdir / "model", out, about)
         if args.push_to:
             print(f"published {hub.publish(made, args.push_to, 'main', 'fine-tuned', args.private)}")
         return
-    if finetuned := sorted(Path(args.workdir).glob("*/model/task.json")):
-        tasks = ", ".join(file.parent.parent.name for file in finetuned)
+    if finetuned := sorted(file.parent.parent.name for file in workdir.glob("*/model/task.json")):
+        if all(name.startswith("seed-") for name in finetuned):
+            raise UserError(f"--workdir={args.workdir} is not finished: of its seeds there are {', '.join(finetuned)}")
+        tasks = ", ".join(finetuned)
         raise UserError(f"--workdir={args.workdir} has a model of each task; give one of the folders in it: {tasks}")
-    origin = checkpoint.find(args.workdir if args.step is None else f"{args.workdir}@{args.step}")
-    folders = export(origin, epath.Path(args.workdir), out, about)
+    origin = checkpoint.find(str(workdir) if args.step is None else f"{workdir}@{args.step}")
+    folders = export(origin, workdir, out, about)
     for folder in folders:
         print(f"wrote {folder}")
     if args.push_to:
@@ -78,7 +80,7 @@ def main(argv: list[str]) -> None:
     if args.push_every_step:
         for step in checkpoint.saved_steps(origin.directory):
             with tempfile.TemporaryDirectory() as scratch:
-                every = export(Origin(origin.directory, step), epath.Path(args.workdir), Path(scratch), about)
+                every = export(Origin(origin.directory, step), workdir, Path(scratch), about)
                 _publish(every, args.push_to, f"step-{step}", step, args.private)
 
 
@@ -90,13 +92,13 @@ class About(NamedTuple):
     name: str  # ORG/NAME on the Hub, or empty
 
 
-def _copy(model: Path, out: Path, about: About) -> Path:
+def _copy(model: epath.Path, out: Path, about: About) -> Path:
     """A model that `finetune` wrote, which is in Hugging Face's form already, with the publisher's part of the card."""
     if (out / "model").exists():
         raise UserError(f"--out={out}: {out / 'model'} is there already; remove it, or give another folder")
     cli.make_directory("--out", out)
     with storage.new_folder(out / "model") as partial:
-        shutil.copytree(model, partial, dirs_exist_ok=True)
+        storage.copy_folder(model, partial)
         card = (model / "README.md").read_text(encoding="utf-8")
         head = "\n".join(["---", *model_card.rights(about.license, about.languages), ""])
         card = head + card.removeprefix("---\n").replace(model_card.NO_NAME, about.name or model_card.NO_NAME)

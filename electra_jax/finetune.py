@@ -117,9 +117,8 @@ def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder,
 def _measured(config: FinetuneConfig) -> TaskData:
     """The data of a task that has a figure to show; raises `UserError` where there is none."""
     found = task_data.load(config.task)
-    if not any(
-        e.label is not None for part in (found.validation, found.test) for split in part.values() for e in split
-    ):
+    splits = [split for part in (found.validation, found.test) for split in part.values()]
+    if not any(all(example.label is not None for example in split) for split in splits):
         raise UserError(f"config.task.path={config.task.path}: neither validation nor test has labels to measure by")
     return found
 

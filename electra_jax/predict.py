@@ -132,7 +132,7 @@ def _opened(path: str, mode: str, standard: IO[str]) -> Iterator[IO[str]]:
         yield standard
         return
     try:
-        file = open(path, mode, encoding="utf-8")  # noqa: SIM115 - closed below
+        file = open(Path(path).expanduser(), mode, encoding="utf-8")  # noqa: SIM115 - closed below
     except OSError as error:
         raise UserError(f"{path} cannot be opened ({error.strerror})") from None
     with file:

@@ -365,7 +365,9 @@ def test_what_a_task_asks_too_much_of_is_said(tiny_job, place):
         return [next((text for text in warned if part in text), "") for part in (long, few)]
 
     long, few = said(31, epochs - 1)
-    assert long.startswith(f"WARNING: {np.mean(lengths > 31):.0%} of the training texts are longer than the 31 tokens")
+    assert long.startswith(
+        f"WARNING: {(lengths > 31).sum():,} of {len(lengths):,} training texts are longer than the 31 tokens"
+    )
     assert few.startswith("WARNING: ") and f"train.epochs={epochs} or more" in few
     assert said(32, epochs) == ["", ""]
     assert encoder.load(str(place / "pretrained")).trained_length == 32
@@ -542,6 +544,42 @@ def test_a_task_in_another_script_than_the_encoders_is_refused(tiny_job, tmp_pat
     config = dataclasses.replace(job.config, task=dataclasses.replace(job.config.task, path=str(tmp_path)))
     with pytest.raises(UserError, match="100% of the task's tokens are unknown to the vocabulary of .*pretrained"):
         Job(config, loading.load(config.task), job.encoder, print)
+
+
+def test_settings_may_change_until_there_is_something_to_go_on_from(tiny_job, tmp_path):
+    from electra_jax.tasks.seeds import _check_same
+
+    _check_same(tiny_job(), epath.Path(tmp_path))
+    other = tiny_job(train={"batch_size": 16})
+    _check_same(other, epath.Path(tmp_path))  # as after a start that ran out of memory
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / "result.json").write_text("{}")
+    with pytest.raises(UserError, match="holds runs with train.batch_size=16, now 32"):
+        _check_same(tiny_job(), epath.Path(tmp_path))
+
+
+def test_a_suite_needs_a_split_that_is_labelled_throughout(tmp_path):
+    from electra_jax.finetune import _measured
+
+    rows = [{"text": "a", "label": n} for n in range(2)]
+    task_data.write_lines(tmp_path / "train.jsonl", rows)
+    config = task_config.from_dict({"task": {"path": str(tmp_path)}})
+    task_data.write_lines(tmp_path / "test.jsonl", rows)
+    assert _measured(config).test
+    task_data.write_lines(tmp_path / "test.jsonl", [*rows, {"text": "b"}])
+    with pytest.raises(UserError, match="neither validation nor test has labels to measure by"):
+        _measured(config)
+
+
+def test_a_home_directory_and_an_unfinished_run_are_known_to_export(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(place))
+    export.main(["--workdir=~/pretrained", f"--out={tmp_path / 'out'}"])
+    card = (tmp_path / "out" / "discriminator" / "README.md").read_text()
+    assert "disc_auc" in card and "None were measured" not in card
+    (tmp_path / "run" / "seed-0" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "seed-0" / "model" / "task.json").write_text("{}")
+    with pytest.raises(UserError, match="run is not finished: of its seeds there are seed-0"):
+        export.main([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out2'}"])
 
 
 def test_a_glue_task_that_is_not_there():

@@ -60,15 +60,25 @@ def test_measures_of_numbers_are_scipys_and_nothing_is_nan(rng):
 
 
 def test_chance_is_told_from_knowledge(rng):
-    """Of random predictions few pass for knowledge; of good ones none pass for chance."""
-    expected = rng.integers(3, size=(200, 300))
-    noise = [metrics.is_chance(metrics.matthews(e, rng.integers(3, size=300)), 300) for e in expected]
-    known = [metrics.is_chance(metrics.matthews(e, np.where(rng.random(300) < 0.4, e, 0)), 300) for e in expected]
-    assert np.mean(noise) > 0.93 and not any(known)
+    """Of random predictions few pass for knowledge; of good ones none pass for chance, however many labels there are."""
+    for count, labels in ((300, 3), (300, 2), (100, 20)):
+        expected = rng.integers(labels, size=(200, count))
+        noise = [metrics.agreement_over_chance(e, rng.integers(labels, size=count)) for e in expected]
+        assert np.mean(np.asarray(noise) < 2) > 0.93 and np.std(noise) == pytest.approx(1, abs=0.15)
+        known = [metrics.agreement_over_chance(e, np.where(rng.random(count) < 0.4, e, 0)) for e in expected]
+        assert not any(metrics.knows_nothing(e, over) for e, over in zip(expected, known))
     few = np.array([0, 1, 1])
-    assert metrics.is_chance(metrics.matthews(few, few), 3) and not metrics.knows_nothing(
-        few, metrics.matthews(few, few)
-    )
+    assert not metrics.knows_nothing(few, metrics.agreement_over_chance(few, few[::-1]))
+
+
+def test_agreement_over_chance_is_that_of_shuffled_predictions(rng):
+    expected, predicted = rng.choice(4, 60, p=[0.7, 0.1, 0.1, 0.1]), rng.choice(4, 60, p=[0.4, 0.4, 0.1, 0.1])
+    shuffled = [(expected == rng.permutation(predicted)).sum() for _ in range(20_000)]
+    over = ((expected == predicted).sum() - np.mean(shuffled)) / np.std(shuffled)
+    assert metrics.agreement_over_chance(expected, predicted) == pytest.approx(over, abs=0.03)
+    two = (expected > 0) * 1, (predicted > 0) * 1
+    matthews = sklearn.metrics.matthews_corrcoef(*two)
+    assert metrics.agreement_over_chance(*two) == pytest.approx(matthews * 59**0.5)
 
 
 def spans_by_regex(tags):
@@ -101,6 +111,15 @@ def test_spans_of_bilou_are_those_of_bioes():
     tags = ["U-X", "O", "B-Y", "I-Y", "L-Y", "B-X", "L-X", "U-X"]
     assert metrics.spans(tags) == {("X", 0, 0), ("Y", 2, 4), ("X", 5, 6), ("X", 7, 7)}
     assert metrics.to_bioes(tags) == [{"U": "S", "L": "E"}.get(tag[0], tag[0]) + tag[1:] for tag in tags]
+
+
+def test_spans_of_bmes_are_those_of_bioes():
+    tags = ["B-P", "M-P", "E-P", "O", "S-Q", "B-P", "E-P"]
+    assert (
+        metrics.spans(tags)
+        == metrics.spans([tag.replace("M-", "I-") for tag in tags])
+        == {("P", 0, 2), ("Q", 4, 4), ("P", 5, 6)}
+    )
 
 
 def test_f1_of_spans():
@@ -329,6 +348,22 @@ def test_data_sets_of_tfds(tmp_path, file_format):
         load(f"tfds:{tmp_path / 'made' / '1.0.0'}", text="sentence", test="tset")
 
 
+def test_tags_of_tfds_have_their_names(tmp_path):
+    """In the form of wikiann and others, whose field is `tags`."""
+    import tensorflow_datasets as tfds
+
+    tags = tfds.features.ClassLabel(names=["O", "B-PER", "I-PER"])
+    features = {"tokens": tfds.features.Sequence(tfds.features.Text()), "tags": tfds.features.Sequence(tags)}
+    rows = [(0, {"tokens": ["Anna", "came"], "tags": ["B-PER", "O"]})]
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="made", version="1.0.0", data_dir=tmp_path, features=tfds.features.FeaturesDict(features),
+        split_datasets={"train": rows}, file_format="array_record",
+    )  # fmt: skip
+    found = load(f"tfds:{tmp_path / 'made' / '1.0.0'}")
+    assert found.task.labels == ("O", "B-PER", "I-PER") and found.task.metric == "span_f1"
+    assert found.train["train"][0].label == (1, 0)
+
+
 def test_squad_of_tfds(tmp_path):
     """In the form of its builder, read by the configuration for it."""
     import tensorflow_datasets as tfds
@@ -520,10 +555,10 @@ def test_columns_without_tags_are_words_to_be_tagged(tmp_path):
     assert found.test["test"][0].words == ("b", "a") and found.test["test"][0].label is None
     assert found.warnings == ()
     (tmp_path / "test.conll").write_text("b X\na\n")
-    with pytest.raises(UserError, match="test.conll:2: 'a' has no tag, the sentence before it has them"):
+    with pytest.raises(UserError, match="test.conll:2: 'a' has no tag, the words before it in the sentence have them"):
         load(tmp_path, kind="tagging")
     (tmp_path / "test.conll").write_text("b\na X\n")
-    with pytest.raises(UserError, match="test.conll:2: 'a X' has a tag, the sentence before it has none"):
+    with pytest.raises(UserError, match="test.conll:2: 'a X' has a tag, the words before it in the sentence have none"):
         load(tmp_path, kind="tagging")
 
 
@@ -567,6 +602,44 @@ def test_columns_that_are_no_words_and_tags_are_refused(tmp_path, text, label, m
 def test_words_that_look_like_comments_or_numbers_are_words(tmp_path):
     (tmp_path / "train.conll").write_text("# SYM\n1 NUM\n\n1 NUM\n3 NUM\n\nsee VERB\n# SYM\n")
     assert [e.words for e in load(tmp_path, kind="tagging").train["train"]] == [("#", "1"), ("1", "3"), ("see", "#")]
+
+
+def test_scores_in_a_column_of_another_name_and_in_any_notation_are_a_regression(tmp_path):
+    task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "score": x} for x in (1.5, 2.25, 3.0)])
+    found = load(tmp_path, label="score")
+    assert found.task.kind == "regression" and [e.label for e in found.train["train"]] == [1.5, 2.25, 3.0]
+    (tmp_path / "train.jsonl").unlink()
+    (tmp_path / "train.tsv").write_text("text\tlabel\na\t0.5\nb\t1e-05\nc\t5.\nd\t+1\n")
+    assert [e.label for e in load(tmp_path).train["train"]] == [0.5, 1e-5, 5.0, 1.0]
+    (tmp_path / "train.tsv").write_text("text\tlabel\na\t0\nb\t1\nc\tnan\n")
+    assert load(tmp_path).task.kind == "classification"
+
+
+def test_tags_that_stand_for_none(tmp_path):
+    """-1 throughout a test set, as TFDS and Hugging Face keep tags back."""
+    task_data.write_lines(tmp_path / "train.jsonl", [{"tokens": ["a", "b"], "tags": [1, 0]}])
+    task_data.write_lines(tmp_path / "test.jsonl", [{"tokens": ["a", "b"], "tags": [-1, -1]}])
+    for labels in ((), ("x", "y")):
+        found = load(tmp_path, labels=labels)
+        assert len(found.task.labels) == 2 and found.test["test"][0].label is None
+    task_data.write_lines(tmp_path / "test.jsonl", [{"tokens": ["a", "b"], "tags": [-1, 0]}])
+    with pytest.raises(UserError, match="label -1 is not an index"):
+        load(tmp_path, labels=("x", "y"))
+
+
+def test_an_id_that_is_no_text_is_no_id(tmp_path):
+    rows = [{"text": "a", "label": n, "idx": {"paragraph": 0, "answer": n}} for n in range(2)]
+    task_data.write_lines(tmp_path / "train.jsonl", rows)
+    assert [e.id for e in load(tmp_path).train["train"]] == ["0", "1"]
+
+
+def test_cells_between_tabs_may_be_empty(tmp_path):
+    (tmp_path / "train.conll").write_text("a\t\tO\t\nb\tx\tB-P\t\n\nc\t\tO\n")
+    one, other = load(tmp_path, kind="tagging").train["train"]
+    assert (one.words, one.label, other.words, other.label) == (("a", "b"), (1, 0), ("c",), (1,))
+    (tmp_path / "train.conll").write_text("a\tO\n\tB-P\n")
+    with pytest.raises(UserError, match=r"train.conll:2: '\\tB-P' has no word in its first column"):
+        load(tmp_path, kind="tagging")
 
 
 def test_a_table_of_scores_is_a_regression(tmp_path):
@@ -692,6 +765,31 @@ def test_impossible_questions_have_no_answer(tmp_path):
     whole = {"data": [{"paragraphs": [{"context": "Oh, Anna came.", "qas": qas}]}]}
     (tmp_path / "train.json").write_text(json.dumps(whole))
     assert [e.label for e in load(tmp_path, kind="question_answering").train["train"]] == [(), ()]
+
+
+def test_files_by_their_names(tmp_path):
+    for name in ("train", "val"):
+        task_data.write_lines(tmp_path / f"{name}.jsonl", [{"text": "a", "label": n} for n in range(2)])
+    assert [*load(tmp_path).validation] == ["validation"]
+    (tmp_path / "train.jsonl").rename(tmp_path / "train.json")
+    said = ".json is read as SQuAD's; of an object a line, set config.task.format=jsonl"
+    with pytest.raises(UserError, match=f"train.json:2 is no JSON .*; {said}"):
+        load(tmp_path)
+    (tmp_path / "train.json").write_text("[]")
+    with pytest.raises(UserError, match=f"not SQuAD's form.*; {said}"):
+        load(tmp_path)
+
+
+def test_lists_on_the_command_line():
+    from electra_jax.cli import load_finetune_config
+
+    def labels(text):
+        return load_finetune_config(
+            "configs/finetune/jsonl.py", [("task.path", "x"), ("task.labels", text)]
+        ).task.labels
+
+    assert labels("neg, pos") == labels("neg,pos,") == labels("('neg', 'pos')") == ("neg", "pos")
+    assert labels("no,yes (maybe)") == ("no", "yes (maybe)")
 
 
 def test_other_mistakes(tmp_path):

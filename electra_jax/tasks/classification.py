@@ -69,7 +69,7 @@ class Classification(_OfTexts):
 
     def is_collapsed(self, examples, predictions):
         expected = np.asarray([example.label for example in examples])
-        return metrics.knows_nothing(expected, metrics.matthews(expected, np.argmax(predictions, -1)))
+        return metrics.knows_nothing(expected, metrics.agreement_over_chance(expected, np.argmax(predictions, -1)))
 
     def shown(self, example, prediction):
         best = int(np.argmax(prediction))
@@ -103,7 +103,9 @@ class Regression(_OfTexts):
 
     def is_collapsed(self, examples, predictions):
         expected = np.asarray([example.label for example in examples])
-        return metrics.knows_nothing(expected, metrics.spearman(expected, np.asarray(predictions)))
+        return metrics.knows_nothing(
+            expected, metrics.spearman(expected, np.asarray(predictions)) * len(expected) ** 0.5
+        )
 
     def average(self, outputs):
         return np.mean(outputs, 0)

@@ -68,8 +68,12 @@ def _tagged(lines: Iterable[str], name: str, kind: str, column: str) -> Iterator
             continue
         cells = line.split("\t")
         if kind == "conll":
-            parts = cells if len(cells) > 1 else line.split(" ")
-            cells = [part.strip(" ") for part in parts if part.strip(" ")]
+            if len(cells) > 1:  # a cell between tabs may be empty; a tab at the end is none's
+                cells = [cell.strip(" ") for cell in line.removesuffix("\t").split("\t")]
+            else:
+                cells = [part for part in line.split(" ") if part]
+            if not cells[0]:
+                raise UserError(f"{name}:{line_number}: {line[:60]!r} has no word in its first column")
         if kind == "conllu":
             if len(cells) != len(_CONLLU):
                 raise UserError(f"{name}:{line_number} has {len(cells)} columns; CoNLL-U has {len(_CONLLU)}")
@@ -85,9 +89,13 @@ def _tagged(lines: Iterable[str], name: str, kind: str, column: str) -> Iterator
             place = -1 if column == "label" else int(column)
             is_bare = len(cells) == 1  # a word alone, to be tagged
             if tags and tags[0] is None and not is_bare:
-                raise UserError(f"{name}:{line_number}: {line[:60]!r} has a tag, the sentence before it has none")
+                raise UserError(
+                    f"{name}:{line_number}: {line[:60]!r} has a tag, the words before it in the sentence have none"
+                )
             if is_bare and tags and tags[0] is not None:
-                raise UserError(f"{name}:{line_number}: {line[:60]!r} has no tag, the sentence before it has them")
+                raise UserError(
+                    f"{name}:{line_number}: {line[:60]!r} has no tag, the words before it in the sentence have them"
+                )
             if words and len(cells) != width:
                 raise UserError(f"{name}:{line_number} has {len(cells)} columns, the line before {width}")
             if not is_bare and not -len(cells) <= place < len(cells):

@@ -123,8 +123,12 @@ _NONE = {"-1", "-1.0", ""}
 
 
 def _without_placeholders(task: TaskConfig, found: list[Row]) -> list[Row]:
-    names = {row.named(task.label) for row in found}
-    if any(str(row.values.get(name)) not in _NONE for row in found for name in names):
+    def stands_for_none(value: Any) -> bool:
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return all(str(one) in _NONE for one in values)
+
+    names = {examples.label_name(task, row) for row in found}
+    if not all(stands_for_none(row.values.get(name)) for row in found for name in names):
         return found
     return [row._replace(values={k: v for k, v in row.values.items() if k not in names}) for row in found]
 
@@ -171,7 +175,7 @@ def _decided(task: TaskConfig, info: dict[str, Any], training: Sequence[Row]) ->
     kind = task.kind
     if kind == "auto":
         said = str(info.get("kind") or "").replace("pair classification", "classification").replace(" ", "_")
-        kind = said or _kind_of(training)
+        kind = said or _kind_of(task, training)
     if kind not in _DEFAULT_METRIC:
         raise UserError(
             f"config.task.kind: {kind!r}, as info.json says, is not known; known are {', '.join(_DEFAULT_METRIC)}"
@@ -196,18 +200,21 @@ def _decided(task: TaskConfig, info: dict[str, Any], training: Sequence[Row]) ->
     return task
 
 
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
 def _are_scores(given: Sequence[Any]) -> bool:
     """Whether labels are numbers with a fraction, which a table has as text."""
     texts = [label for label in given if isinstance(label, str)]
     if not texts:
         return any(isinstance(label, float) for label in given)
-    return all(map(re.compile(r"-?\d*\.?\d+").fullmatch, texts)) and any("." in label for label in texts)
+    return all(map(_NUMBER.fullmatch, texts)) and any(not label.lstrip("+-").isdecimal() for label in texts)
 
 
-def _kind_of(rows: Sequence[Row]) -> str:
+def _kind_of(task: TaskConfig, rows: Sequence[Row]) -> str:
     first = rows[0].values
     if "question" in first and "context" in first:
         return "question_answering"
-    if _are_scores([row.values.get("label") for row in rows]):
+    if _are_scores([row.values.get(row.named(task.label)) for row in rows]):
         return "regression"
     return "tagging" if "tokens" in first else "classification"

@@ -49,9 +49,8 @@ def example(
     """
     if row.broken:
         raise UserError(row.broken)
-    identity = next(
-        (row.values[name] for name in ("id", "index", "idx") if row.values.get(name) is not None), row.number
-    )
+    given_ids = (row.values.get(name) for name in ("id", "index", "idx"))  # some sets have objects there
+    identity = next((found for found in given_ids if isinstance(found, (str, int, float))), row.number)
     identity = _as_text(row, "id", identity)
     if task.kind == "question_answering":
         return _question(row, identity, takes_label, needs_label)
@@ -134,10 +133,15 @@ def _sentence(
     return Example(row.where, identity, words=words, label=label)
 
 
+def label_name(task: TaskConfig, row: Row) -> str:
+    """The field of a row that holds its label, or the tags of its words."""
+    name = row.named(task.label)
+    return "tags" if task.kind == "tagging" and (task.label == "label" or name not in row.values) else name
+
+
 def tags(task: TaskConfig, row: Row, is_needed: bool) -> Sequence[Any] | None:
     """The tags of a sentence as they are given; raises `UserError` where they are no list, or not there though needed."""
-    is_named = task.label != "label" and row.named(task.label) in row.values
-    found = _optional(row, task.label if is_named else "tags", is_needed)
+    found = _optional(row, label_name(task, row), is_needed)
     if found is not None and not isinstance(found, (list, tuple)):
         raise UserError(f"{row.where}: the tags must be a list, one a word, not {str(found)[:60]!r}")
     for tag in found or ():

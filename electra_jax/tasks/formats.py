@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 # What a folder's files are called, by the split.
-_STEMS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
+_STEMS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 FORMATS = {"jsonl": "jsonl", "tsv": "tsv", "conllu": "conllu", "conll": "conll", "txt": "conll", "json": "squad"}
 
 
@@ -65,7 +65,7 @@ class Source:
             file = self._folder / "info.json"
             return read_json(file) if file.is_file() else {}
         features = self._builder.info.features
-        feature = next((features[name] for name in self._task.label.split("|") if name in features), None)
+        feature = next((features[name] for name in (*self._task.label.split("|"), "tags") if name in features), None)
         names = getattr(getattr(feature, "feature", feature), "names", None)  # of a sequence's elements
         return {"labels": names} if names else {}
 
@@ -191,6 +191,9 @@ def _tsv(lines: Iterable[str], name: str, task: TaskConfig) -> Iterator[Row]:
         number += 1
 
 
+_AS_SQUAD = ".json is read as SQuAD's; of an object a line, set config.task.format=jsonl"
+
+
 def _squad(lines: Iterable[str], name: str) -> Iterator[Row]:
     """The official JSON of SQuAD 1.1 and 2.0: data > paragraphs > qas."""
     number = 0
@@ -205,10 +208,10 @@ def _squad(lines: Iterable[str], name: str) -> Iterator[Row]:
                     yield Row(where, number, values | ({} if answers is None else {"answers": answers}))
                     number += 1
     except json.JSONDecodeError as error:
-        raise UserError(f"{name}:{error.lineno} is no JSON ({error.msg})") from None
+        raise UserError(f"{name}:{error.lineno} is no JSON ({error.msg}); {_AS_SQUAD}") from None
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{name}, after {number:,} questions: not SQuAD's form, data > paragraphs > qas ({error!r})"
+            f"{name}, after {number:,} questions: not SQuAD's form, data > paragraphs > qas ({error!r}); {_AS_SQUAD}"
         ) from None
 
 

@@ -149,12 +149,12 @@ def check_vocabulary(features: Sequence[Feature], tokenizer: Tokenizer, name: st
 
 def check_lengths(features: Sequence[Feature], trained_length: int, name: str) -> str | None:
     """A warning where texts are longer than those that the encoder was trained on."""
-    share = np.mean([len(feature.input_ids) > trained_length for feature in features])
-    if not share:
+    count = sum(len(feature.input_ids) > trained_length for feature in features)
+    if not count:
         return None
     return (
-        f"{share:.0%} of the training texts are longer than the {trained_length} tokens that {name} was trained on: its positions "
-        f"beyond are untrained. Set task.max_length={trained_length}, or pretrain on longer sequences"
+        f"{count:,} of {len(features):,} training texts are longer than the {trained_length} tokens that {name} was trained on: "
+        f"its positions beyond are untrained. Set task.max_length={trained_length}, or pretrain on longer sequences"
     )
 
 

@@ -7,7 +7,7 @@ from electra_jax.errors import UserError
 from electra_jax.tasks.metrics import to_bioes
 
 _OF_SPANS = ("B-", "I-", "E-", "S-")
-_BILOU = ("L-", "U-")
+_OTHERS = ("L-", "U-", "M-")  # of BILOU and BMES
 
 
 class Labels:
@@ -72,7 +72,7 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def are_of_spans(names: Iterable[str]) -> bool:
-    """Whether tags stand for spans: BIO, IO, BIOES, BILOU."""
+    """Whether tags stand for spans: BIO, IO, BIOES, BMES, BILOU."""
     return any(name.startswith(_OF_SPANS) for name in names)
 
 
@@ -87,7 +87,7 @@ def is_text(text: str) -> bool:
 
 def _bioes(names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
-        if name != "O" and not name.startswith((*_OF_SPANS, *_BILOU)):
+        if name != "O" and not name.startswith((*_OF_SPANS, *_OTHERS)):
             raise UserError(
                 f"config.task.tags=bioes cannot work: tag {name!r} is neither O nor of a span (B-NAME, I-NAME)"
             )

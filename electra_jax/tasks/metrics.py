@@ -31,21 +31,31 @@ def matthews(expected: np.ndarray, predicted: np.ndarray) -> float:
     return float((count * (expected == predicted).sum() - one @ two) / scale) if scale else 0.0
 
 
-def is_chance(correlation: float, count: int) -> bool:
-    """Whether a correlation (Matthews', Pearson's, Spearman's) of `count` pairs is within two deviations of none at all."""
-    return correlation * count**0.5 < 2.0
+def agreement_over_chance(expected: np.ndarray, predicted: np.ndarray) -> float:
+    """By how many standard deviations more entries are equal than if the predictions were shuffled among them; 0 of constants.
+
+    Of two labels this is Matthews' correlation times the root of the number of entries less one.
+    """
+    labels, places = np.unique(np.concatenate([expected, predicted]), return_inverse=True)
+    one, two = (np.bincount(half, minlength=len(labels)).astype(float) for half in np.split(places, 2))
+    count = len(expected)
+    mean = one @ two / count
+    # The variance of a sum over a random permutation (Hoeffding, 1951), the entries of a pair of labels all being alike.
+    rest = np.eye(len(labels)) - two[:, None] / count - one[None] / count + mean / count
+    deviation = np.sqrt((one[:, None] * two[None] * rest**2).sum() / max(1, count - 1))
+    return float(((expected == predicted).sum() - mean) / deviation) if _both_vary(expected, predicted) else 0.0
 
 
 # With fewer, knowledge could not be told from chance.
 FEW = 20
 
 
-def knows_nothing(expected: np.ndarray, correlation: float) -> bool:
-    """Whether predictions that correlate so with what is expected are no better than chance.
+def knows_nothing(expected: np.ndarray, deviations: float) -> bool:
+    """Whether predictions that are so many standard deviations above chance are no better than it.
 
-    Never where that is constant, or has so few entries that knowledge could not be told from chance.
+    Never where what is expected is constant, or has so few entries that knowledge could not be told from chance.
     """
-    return len(expected) >= FEW and bool(np.ptp(expected) > 0) and is_chance(correlation, len(expected))
+    return len(expected) >= FEW and bool(np.ptp(expected) > 0) and deviations < 2.0
 
 
 def pearson(expected: np.ndarray, predicted: np.ndarray) -> float:
@@ -68,15 +78,15 @@ def span_precision_recall_f1(
 
 
 def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """`(label, first, last)` of the spans that tags in BIO, BIOES or BILOU spell; other tags spell none.
+    """`(label, first, last)` of the spans that tags in BIO, BIOES, BMES or BILOU spell; other tags spell none.
 
-    A span begins at B or S, and where I or E continues nothing of its label, as `conlleval` has it. BILOU's L is E, its U is S.
+    A span begins at B or S, and where I or E continues nothing of its label, as `conlleval` has it. L is E, U is S, M is I.
     """
     found: set[tuple[str, int, int]] = set()
     label, begin = None, 0
     for place, tag in enumerate([*tags, "O"]):
         prefix, _, name = tag.partition("-")
-        prefix = {"L": "E", "U": "S"}.get(prefix, prefix)
+        prefix = {"L": "E", "U": "S", "M": "I"}.get(prefix, prefix)
         name = name if prefix in ("B", "I", "E", "S") else None
         if label is not None and (prefix in ("B", "S") or name != label):
             found.add((label, begin, place - 1))

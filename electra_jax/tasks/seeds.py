@@ -11,6 +11,7 @@ from electra_jax.errors import RunFailed, UserError
 from electra_jax.tasks import finetuning, results
 from electra_jax.tasks.job import Job
 from electra_jax.tasks.results import SeedResult
+from electra_jax.training import checkpoint
 from electra_jax.training.interrupts import Interrupts
 
 
@@ -101,7 +102,7 @@ def _check_same(job: Job, workdir: epath.Path) -> None:
     free = {
         name for name, (_, field) in config_values.leaves(job.config).items() if field.metadata["on_resume"] == "free"
     }
-    if file.is_file():
+    if file.is_file() and _has_begun(workdir):
         before, after = (_flat(json.loads(one)) for one in (file.read_text(), text))
         for name in before.keys() | after.keys():
             if name not in free and before.get(name) != after.get(name):
@@ -112,6 +113,14 @@ def _check_same(job: Job, workdir: epath.Path) -> None:
     if distributed.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
         storage.write(file, text + "\n")
+
+
+def _has_begun(workdir: epath.Path) -> bool:
+    """Whether there is anything of a seed's training that another configuration could not go on from."""
+    return any(
+        (folder / "result.json").is_file() or checkpoint.saved_steps(folder / "checkpoints")
+        for folder in workdir.glob("seed-*")
+    )
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Tagging(Kind):
     def is_collapsed(self, examples, predictions):
         tags = np.concatenate([np.argmax(prediction, -1) for prediction in predictions])
         expected = np.concatenate([np.asarray(example.label) for example in examples])
-        return metrics.knows_nothing(expected, metrics.matthews(expected, tags))
+        return metrics.knows_nothing(expected, metrics.agreement_over_chance(expected, tags))
 
     def shown(self, example, prediction):
         names = [self.task.labels[tag] for tag in np.argmax(prediction, -1)]
