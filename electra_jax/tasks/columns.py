@@ -66,15 +66,8 @@ def _tagged(lines: Iterable[str], name: str, kind: str, column: str) -> Iterator
             continue
         if line.startswith("-DOCSTART-") or (kind == "conllu" and line.startswith("#")):
             continue
-        cells = line.split("\t")
-        if kind == "conll":
-            if len(cells) > 1:  # a cell between tabs may be empty; a tab at the end is none's
-                cells = [cell.strip(" ") for cell in line.removesuffix("\t").split("\t")]
-            else:
-                cells = [part for part in line.split(" ") if part]
-            if not cells[0]:
-                raise UserError(f"{name}:{line_number}: {line[:60]!r} has no word in its first column")
         if kind == "conllu":
+            cells = line.split("\t")
             if len(cells) != len(_CONLLU):
                 raise UserError(f"{name}:{line_number} has {len(cells)} columns; CoNLL-U has {len(_CONLLU)}")
             if not cells[0].isdecimal():  # a contraction of words that follow, or an empty node
@@ -84,6 +77,9 @@ def _tagged(lines: Iterable[str], name: str, kind: str, column: str) -> Iterator
                 raise UserError(f"config.task.label={column!r}: the columns of CoNLL-U are {', '.join(_CONLLU)}")
             word, tag = cells[1], cells[_CONLLU.index(column_name)]
         else:
+            cells = _cells(line)
+            if not cells[0]:
+                raise UserError(f"{name}:{line_number}: {line[:60]!r} has no word in its first column")
             if column != "label" and not column.lstrip("-").isdecimal():
                 raise UserError(f"config.task.label={column!r}: of a file of columns it must be a number, -1 the last")
             place = -1 if column == "label" else int(column)
@@ -103,3 +99,10 @@ def _tagged(lines: Iterable[str], name: str, kind: str, column: str) -> Iterator
             word, tag, width = cells[0], None if is_bare else cells[place], len(cells)
         words.append(word)
         tags.append(tag)
+
+
+def _cells(line: str) -> list[str]:
+    """Those between tabs, of which some may be empty (a tab at the end begins none), or else between spaces."""
+    if "\t" in line:
+        return [cell.strip(" ") for cell in line.removesuffix("\t").split("\t")]
+    return [part for part in line.split(" ") if part]

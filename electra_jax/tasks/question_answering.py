@@ -135,24 +135,21 @@ class QuestionAnswering(Kind):
     def tune(self, examples, predictions):
         if not self.has_unanswerable:
             return
-        measure = _MEASURES[self.task.metric]
-        self.null_threshold = _best(measure, examples, predictions)[0]
+        self.null_threshold = _best(_MEASURES[self.task.metric], examples, predictions)[0]
 
     def figures(self, examples, predictions):
-        given = [[answer.text for answer in example.label] for example in examples]
-        texts = [self.answer(prediction) for prediction in predictions]
-        counts = {
-            name: np.asarray([measure(answers, text) for answers, text in zip(given, texts)])
-            for name, measure in _MEASURES.items()
-        }
-        found = {name: float(each.mean()) for name, each in counts.items()}
-        if self.has_unanswerable:
-            has = np.asarray([bool(answers) for answers in given])
-            found["no_answer_accuracy"] = float((np.asarray([bool(text) for text in texts]) == has).mean())
-            # As the official script gives them: of either kind of question, and at the threshold that is best here.
-            for kind, chosen in (("answerable", has), ("unanswerable", ~has)):
-                found |= {f"{kind}_{name}": float(each[chosen].mean()) for name, each in counts.items() if chosen.any()}
-            found |= {f"best_{name}": _best(measure, examples, predictions)[1] for name, measure in _MEASURES.items()}
+        says_none = np.asarray([not self.answer(prediction) for prediction in predictions])
+        has = np.asarray([bool(example.label) for example in examples])
+        found = {"no_answer_accuracy": float((says_none != has).mean())} if self.has_unanswerable else {}
+        for name, measure in _MEASURES.items():
+            _, best, if_answered, if_not = _best(measure, examples, predictions)
+            counts = np.where(says_none, if_not, if_answered)
+            found[name] = float(counts.mean())
+            if self.has_unanswerable:
+                # As the official script gives them: of either kind of question, and at the threshold that is best here.
+                kinds = {"answerable": has, "unanswerable": ~has}
+                found |= {f"{kind}_{name}": float(counts[those].mean()) for kind, those in kinds.items() if those.any()}
+                found[f"best_{name}"] = best
         return found
 
     def is_collapsed(self, examples, predictions):
@@ -172,15 +169,15 @@ class QuestionAnswering(Kind):
 
 def _best(
     measure: Callable[[Sequence[str], str], float], examples: Sequence[Example], predictions: Sequence[Prediction]
-) -> tuple[float, float]:
-    """The threshold of no answer that gives the greatest mean of a measure, and that mean."""
+) -> tuple[float, float, np.ndarray, np.ndarray]:
+    """The threshold of no answer with the greatest mean of a measure, that mean, and what a question counts answered or not."""
     given = [[answer.text for answer in example.label] for example in examples]
     texts = [prediction.n_best[0].text if prediction.n_best else "" for prediction in predictions]
     odds = np.asarray([prediction.null_odds for prediction in predictions])
     if_answered = np.asarray([measure(answers, text) for answers, text in zip(given, texts)])
     if_not = np.asarray([measure(answers, "") for answers in given])
     threshold = squad.best_threshold(odds, if_answered, if_not)
-    return threshold, float(np.where(odds > threshold, if_not, if_answered).mean())
+    return threshold, float(np.where(odds > threshold, if_not, if_answered).mean()), if_answered, if_not
 
 
 def _margins(size: int) -> np.ndarray:
