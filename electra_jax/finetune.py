@@ -19,6 +19,7 @@ from electra_jax.tasks import results, seeds
 from electra_jax.tasks.config import FinetuneConfig
 from electra_jax.tasks.data import TaskData
 from electra_jax.tasks.encoder import Encoder
+from electra_jax.tasks.examples import are_labelled
 from electra_jax.tasks.finetuning import Stopped
 from electra_jax.tasks.job import Job
 from electra_jax.workdir import locked
@@ -118,7 +119,7 @@ def _measured(config: FinetuneConfig) -> TaskData:
     """The data of a task that has a figure to show; raises `UserError` where there is none."""
     found = task_data.load(config.task)
     splits = [split for part in (found.validation, found.test) for split in part.values()]
-    if not any(all(example.label is not None for example in split) for split in splits):
+    if not any(map(are_labelled, splits)):
         raise UserError(f"config.task.path={config.task.path}: neither validation nor test has labels to measure by")
     return found
 

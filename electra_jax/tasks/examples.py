@@ -27,6 +27,11 @@ class Example(NamedTuple):
     label: Any = None  # an index, a number, an index a word, or answers; None where it is not known
 
 
+def are_labelled(found: Iterable[Example]) -> bool:
+    """Whether each has a label: a split that is measured."""
+    return all(example.label is not None for example in found)
+
+
 def of_rows(task: TaskConfig, rows: Iterable[Row]) -> list[Example]:
     """Examples without labels, to predict; raises `UserError` for what is broken."""
     return [example(task, row, None, takes_label=False) for row in rows]

@@ -14,7 +14,7 @@ from electra_jax.tasks import batches, kinds
 from electra_jax.tasks.config import FinetuneConfig, check_steps, resolve
 from electra_jax.tasks.data import TaskData
 from electra_jax.tasks.encoder import Encoder
-from electra_jax.tasks.examples import Example
+from electra_jax.tasks.examples import Example, are_labelled
 from electra_jax.tasks.kinds import Feature
 from electra_jax.tasks.model import FineTuning, predictor
 from electra_jax.tasks.of_kind import make_kind, module_of, predicting
@@ -33,7 +33,7 @@ class Split(NamedTuple):
 
     @property
     def is_labelled(self) -> bool:
-        return all(example.label is not None for example in self.examples)
+        return are_labelled(self.examples)
 
 
 class Job:
