@@ -26,6 +26,7 @@ from electra_jax.tasks import encoder, finetuning, folder, seeds
 from electra_jax.tasks import results as results_lib
 from electra_jax.tasks.job import Job
 from electra_jax.tasks.probe import Probe
+from electra_jax.training.interrupts import Interrupts
 from runs import make_run
 from test_report import wandb_history
 
@@ -246,7 +247,42 @@ def test_what_was_found_out_before_a_stop_is_known(tiny_job, tmp_path):
     )
     run = finetuning._Run(tiny_job("regression"), 0, epath.Path(tmp_path), None)
     run._replay(20)
-    assert (run._best, run._best_step, run._since) == (0.5, 10, 2)
+    assert (run._best, run._best_steps[-1], run._since) == (0.5, 10, 2)
+
+
+def test_weights_that_a_later_evaluation_surpassed_are_kept_until_no_run_goes_on_from_before(
+    tiny_job, tmp_path, monkeypatch
+):
+    """Killed between an evaluation and its checkpoint, and less good there when it went on: the best are those before."""
+    job = tiny_job(
+        "regression", train={"epochs": 5.0, "hang_timeout": 0}, evaluation={"select": "best"},
+        checkpoint={"save_interval_steps": 10, "save_interval_minutes": 0.0},
+    )  # fmt: skip
+    job.is_silent = True
+    save, saved = finetuning.checkpoint.save_weights, {}
+
+    def run(workdir, *figures):
+        said = iter(figures)
+        monkeypatch.setattr(job.kind, "figures", lambda *given: {job.metric: next(said, 0.0)})
+        with Interrupts(job.program.mesh, 0) as interrupts:
+            return finetuning.run(job, 0, epath.Path(workdir), interrupts)
+
+    def save_and_be_killed(path, params):
+        save(path, params)
+        saved[path.name] = jax.tree.map(np.asarray, params)
+        if path.name == "best-15":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetuning.checkpoint, "save_weights", save_and_be_killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", 0.1, 0.5, 0.9)
+    monkeypatch.setattr(finetuning.checkpoint, "save_weights", save)
+    outcome = run(tmp_path / "killed", 0.4, 0.2, 0.3)
+    assert outcome.step == 10
+    jax.tree.map(np.testing.assert_array_equal, outcome.params, saved["best-10"])
+    assert run(tmp_path / "whole", 0.1, 0.2, 0.3, 0.4, 0.5).step == 25
+    left = {path.name for path in (tmp_path / "whole").glob("best-*")}
+    assert "best-25" in left and "best-5" not in left
 
 
 @pytest.mark.slow

@@ -23,6 +23,10 @@ from electra_jax.training.checkpoint import Checkpoints, Saved
 from electra_jax.training.interrupts import Interrupts
 
 
+# Folders of the weights that were best on validation, each with its step.
+BEST = "best-"
+
+
 class Outcome(NamedTuple):
     """What a run came to."""
 
@@ -65,7 +69,8 @@ class _Run:
         self._validation = job.validation
         evaluation = job.config.evaluation
         self._keeps_best, self._patience = evaluation.select == "best" and bool(self._validation), evaluation.patience
-        self._best, self._best_step, self._since = -math.inf, 0, 0
+        self._best, self._since = -math.inf, 0
+        self._best_steps: list[int] = []  # each better than the one before
 
     def run(self) -> Outcome:
         job, begin = self._job, time.perf_counter()
@@ -103,9 +108,9 @@ class _Run:
             where = f"at step {position.step} of {self._config.train.num_train_steps}, seed {self._seed}"
             raise Stopped(f"{where}; the same command goes on from there", end == loop.End.PREEMPTED)
         params, step = state.params, position.step
-        if self._keeps_best and self._best_step:
-            params = checkpoint.restore_weights(self._workdir / "best", program.abstract.params)
-            step = self._best_step
+        if self._keeps_best and self._best_steps:
+            step = self._best_steps[-1]
+            params = checkpoint.restore_weights(self._kept(step), program.abstract.params)
         return self._outcome(params, step, time.perf_counter() - begin)
 
     def _outcome(self, params: Params, step: int, seconds: float) -> Outcome:
@@ -144,13 +149,27 @@ class _Run:
         figures = job.kind.figures(split.examples, job.predictions(split, outputs))
         if self._note(step, figures[job.metric]) and self._keeps_best:
             # Before the figures are written down: whoever finds those finds the weights.
-            checkpoint.save_weights(self._workdir / "best", params)
+            checkpoint.save_weights(self._kept(step), params)
+            self._drop_surpassed()
         return figures
+
+    def _kept(self, step: int) -> epath.Path:
+        """Where the weights of an evaluation are."""
+        return self._workdir / f"{BEST}{step}"
+
+    def _drop_surpassed(self) -> None:
+        """Removes weights that no run would keep that goes on from the newest checkpoint."""
+        saved = max(checkpoint.saved_steps(self._workdir / "checkpoints"), default=0)
+        while len(self._best_steps) > 1 and self._best_steps[1] <= saved:
+            surpassed = self._kept(self._best_steps.pop(0))
+            if distributed.is_first():
+                surpassed.rmtree(missing_ok=True)
 
     def _note(self, step: int, value: float) -> bool:
         """Whether this is the best evaluation so far."""
         if value > self._best:
-            self._best, self._best_step, self._since = value, step, 0
+            self._best, self._since = value, 0
+            self._best_steps.append(step)
             return True
         self._since += 1
         return False

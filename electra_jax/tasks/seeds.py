@@ -64,8 +64,8 @@ def _one(job: Job, seed: int, workdir: epath.Path, interrupts: Interrupts, say: 
     outcome = finetuning.run(job, seed, workdir, interrupts)
     if distributed.is_first():
         results.save(workdir, job, outcome)
-        for scratch in ("checkpoints", "best"):
-            (workdir / scratch).rmtree(missing_ok=True)
+        for scratch in (workdir / "checkpoints", *workdir.glob(f"{finetuning.BEST}*")):
+            scratch.rmtree(missing_ok=True)
     shown = "; ".join(
         f"{split} " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         for split, figures in outcome.figures.items()
