@@ -22,7 +22,6 @@ from electra_jax.training import checkpoint, loop
 from electra_jax.training.checkpoint import Checkpoints, Saved
 from electra_jax.training.interrupts import Interrupts
 
-
 # Folders of the weights that were best on validation, each with its step.
 BEST = "best-"
 
