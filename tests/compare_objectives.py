@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,20 +165,32 @@ def fill(args: argparse.Namespace) -> None:
 
 
 def difference(rows: list[dict], a: str, b: str) -> tuple[float, float] | None:
-    """Mean over pretraining seeds of how far `a` is ahead of `b` at the most compute, and half of its 95 % interval.
+    """How far `a` is ahead of `b` on a task, in the mean over encoders, and half of its 95 % interval.
 
-    Paired by pretraining seed, each the mean of its fine-tuning seeds: these are no independent draws of what pretraining gives.
+    An encoder counts once, by the mean of its fine-tuning seeds, which are no independent draws of what pretraining gives. Two
+    objectives are paired by the seed of pretraining; random weights, which each seed of fine-tuning has anew, with none (Welch).
     """
-    means = {(row["objective"], row["seed"]): statistics.fmean(row["scores"]) for row in at_most(rows)}
-    pairs = [mean - means[b, seed] for (name, seed), mean in means.items() if name == a and (b, seed) in means]
-    if len(pairs) < 3:  # an interval of two spans all there is
+    of_a, of_b = ({row["seed"]: row["scores"] for row in at_most(rows) if row["objective"] == name} for name in (a, b))
+    seeds = of_a.keys() if b == "random" else of_a.keys() & of_b.keys()
+    if len(seeds) < 3 or not of_b:  # an interval of two spans all there is
         return None
-    return statistics.fmean(pairs), stats.t.ppf(0.975, len(pairs) - 1) * statistics.stdev(pairs) / len(pairs) ** 0.5
+    ours = [statistics.fmean(of_a[seed]) for seed in seeds]
+    if b == "random":
+        found = stats.ttest_ind(ours, of_b[0], equal_var=False)
+    else:
+        found = stats.ttest_rel(ours, [statistics.fmean(of_b[seed]) for seed in seeds])
+    low, high = found.confidence_interval(0.95)
+    return (low + high) / 2, (high - low) / 2
 
 
 def at_most(rows: list[dict]) -> list[dict]:
-    """Those of the most compute, and those that took none."""
-    return [row for row in rows if row["times"] in (0, max(row["times"] for row in rows))]
+    """Those of the most compute that every encoder of a task came to, and those that took none."""
+    came_to = defaultdict(set)
+    for row in rows:
+        if row["times"]:
+            came_to[row["objective"], row["seed"]].add(row["times"])
+    most = max(set.intersection(*came_to.values()), default=0) if came_to else 0
+    return [row for row in rows if row["times"] in (0, most)]
 
 
 def by_task(rows: list[dict]) -> dict[str, list[dict]]:
@@ -189,29 +201,37 @@ def by_task(rows: list[dict]) -> dict[str, list[dict]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line a task, means at the most compute, and how far detection is ahead of masked LM.
+    """Markdown: means at the most compute, and how far objectives are ahead of random weights and of masked LM; a line a task.
 
     ± of a score is the standard deviation over encoders, each the mean of its fine-tuning seeds; where there is one alone, over
-    those seeds, each of which has random weights of its own.
+    those seeds, each of which has random weights of its own. ± of a difference is its 95 % interval.
     """
+    tasks = by_task(rows)
     shown = [name for name in NAMES if any(row["objective"] == name for row in rows)]
-    ahead = [
-        o for o in ("tied", "separate") if any(difference(found, o, "masked_lm") for found in by_task(rows).values())
-    ]
-    heads = ["task", "metric", *(NAMES[name] for name in shown), *(f"{name} ahead by" for name in ahead)]
+    means = {task: [_mean(found, name) for name in shown] for task, found in tasks.items()}
+    text = _markdown(["task", "metric", *(NAMES[name] for name in shown)], tasks, means)
+    pairs = [(a, b) for b in ("random", "masked_lm") for a in ("masked_lm", "tied", "separate") if a != b]
+    ahead = {pair: [difference(found, *pair) for found in tasks.values()] for pair in pairs}
+    ahead = {
+        pair: [f"{x[0]:+.3f} ± {x[1]:.3f}" if x else "" for x in found] for pair, found in ahead.items() if any(found)
+    }
+    if ahead:
+        heads = ["task", "metric", *(f"{NAMES[a]} over {NAMES[b]}" for a, b in ahead)]
+        text += "\n" + _markdown(heads, tasks, dict(zip(tasks, zip(*ahead.values()))))
+    return text
+
+
+def _markdown(heads: list[str], tasks: dict[str, list[dict]], cells: dict[str, Iterable[str]]) -> str:
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for task, found in by_task(rows).items():
-        cells = [task, found[0]["metric"]]
-        for name in shown:
-            encoders = [row["scores"] for row in at_most(found) if row["objective"] == name]
-            scores = [statistics.fmean(each) for each in encoders] if len(encoders) > 1 else sum(encoders, [])
-            spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
-            cells.append(f"{statistics.fmean(scores):.3f}{spread}" if scores else "")
-        for name in ahead:
-            pair = difference(found, name, "masked_lm")
-            cells.append(f"{pair[0]:+.3f} ± {pair[1]:.3f}" if pair else "")
-        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| {' | '.join([task, found[0]['metric'], *cells[task]])} |" for task, found in tasks.items()]
     return "\n".join(lines) + "\n"
+
+
+def _mean(rows: list[dict], objective: str) -> str:
+    encoders = [row["scores"] for row in at_most(rows) if row["objective"] == objective]
+    scores = [statistics.fmean(each) for each in encoders] if len(encoders) > 1 else sum(encoders, [])
+    spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
+    return f"{statistics.fmean(scores):.3f}{spread}" if scores else ""
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -31,22 +31,42 @@ def rows() -> list[dict]:
 
 def test_the_interval_is_that_of_pairs_of_encoders_with_the_most_compute():
     one, other = ([statistics.fmean(scores) for scores in found] for found in (DETECTION, MASKED_LM))
-    expected = stats.ttest_rel(one, other).confidence_interval(0.95)
-    mean, half = compare_objectives.difference(rows(), "tied", "masked_lm")
-    assert (mean - half, mean + half) == pytest.approx((expected.low, expected.high))
+
+    def expected(pairs):
+        between = [a - b for a, b in pairs]
+        half = stats.t.ppf(0.975, len(between) - 1) * statistics.stdev(between) / len(between) ** 0.5
+        return pytest.approx((statistics.fmean(between), half))
+
+    assert compare_objectives.difference(rows(), "tied", "masked_lm") == expected(zip(one, other))
     without_pair = [found for found in rows() if (found["objective"], found["seed"]) != ("masked_lm", 2)]
     assert compare_objectives.difference(without_pair, "tied", "masked_lm") is None
-    fourth = [row("tied", 3, 2.0, [0.81]), row("masked_lm", 3, 2.0, [0.79]), row("masked_lm", 4, 2.0, [0.0])]
-    expected = stats.ttest_rel([*one, 0.81], [*other, 0.79]).confidence_interval(0.95)
-    mean, half = compare_objectives.difference(rows() + fourth, "tied", "masked_lm")  # what has no fellow is left out
-    assert (mean - half, mean + half) == pytest.approx((expected.low, expected.high))
+    # What has no fellow, and what one alone of all encoders came to, is left out.
+    more = [row("tied", 3, 2.0, [0.81]), row("masked_lm", 3, 2.0, [0.79]), row("masked_lm", 4, 2.0, [0.0])]
+    more += [row("tied", 0, 6.0, [0.9]), row("masked_lm", 0, 6.0, [0.1])]
+    found = compare_objectives.difference(rows() + more, "tied", "masked_lm")
+    assert found == expected(zip([*one, 0.81], [*other, 0.79]))
 
 
-def test_a_line_of_the_table_and_the_picture(tmp_path):
-    line = compare_objectives.table(rows()).splitlines()[-1]
+def test_random_weights_are_no_pairs():
+    """Welch's interval, of three encoders and of two seeds of random weights."""
+    ours, theirs = [statistics.fmean(scores) for scores in DETECTION], [0.7, 0.72]
+    parts = [statistics.variance(one) / len(one) for one in (ours, theirs)]
+    degrees = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 1)
+    expected = statistics.fmean(ours) - 0.71, stats.t.ppf(0.975, degrees) * sum(parts) ** 0.5
+    assert compare_objectives.difference(rows(), "tied", "random") == pytest.approx(expected)
+
+
+def test_the_lines_of_the_tables_and_the_picture(tmp_path):
+    scores, ahead = (part.splitlines() for part in compare_objectives.table(rows()).split("\n\n"))
     spreads = [statistics.stdev(map(statistics.fmean, found)) for found in (MASKED_LM, DETECTION)]
     assert [f"{spread:.3f}" for spread in spreads] == ["0.005", "0.010"]  # of all ten scores, 0.010 and 0.015
-    assert line.startswith("| x | accuracy | 0.710 ± 0.014 | 0.785 ± 0.005 | 0.807 ± 0.010 | +0.022 ± ")
+    assert scores[-1] == "| x | accuracy | 0.710 ± 0.014 | 0.785 ± 0.005 | 0.807 ± 0.010 |"
+    assert ahead[0].startswith(
+        "| task | metric | masked LM over random weights | replaced tokens, one encoder over random"
+    )
+    pairs = [("masked_lm", "random"), ("tied", "random"), ("tied", "masked_lm")]
+    shown = ["{:+.3f} ± {:.3f}".format(*compare_objectives.difference(rows(), *pair)) for pair in pairs]
+    assert ahead[-1] == f"| x | accuracy | {' | '.join(shown)} |" and shown[2].startswith("+0.022 ± ")
     compare_objectives.plot(rows(), tmp_path / "worth.svg")
     assert xml.etree.ElementTree.parse(tmp_path / "worth.svg").getroot().tag.endswith("svg")
 
