@@ -96,7 +96,7 @@ def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder,
         shown = [f"{100 * one[name]:.1f}" for name in ("mean", "median", "standard_deviation")]
         published = f"{config.task.published:.1f}" if config.task.published else "-"
         line = f"{word:8} {one['metric']:18} {shown[0]:>8} {shown[1]:>8} {shown[2]:>10} {published:>10}"
-        distributed.say(line + results.collapses(one))
+        distributed.say(line + results.collapses(one, in_percent=True))
     scores = [100 * one["median"] for *_, one in found]
     published = [config.task.published for _, config, _ in found]
     total = {"metric": "average", "average": statistics.fmean(scores), "tasks": {word: one for word, _, one in found}}

@@ -1174,6 +1174,7 @@ def test_runs_that_were_replaced_are_said():
     assert line == (
         "validation accuracy 0.7000; 2 more collapsed and replaced, mean of all 0.6000; the weights were chosen by this split"
     )
+    assert results.collapses(found, in_percent=True) == "; 2 more collapsed and replaced, mean of all 60.0"
     assert "replaced" not in results.combine(job, done, [], {})
 
 

@@ -163,12 +163,13 @@ def last_line(results: Mapping[str, Any], metric: str) -> str:
     return f"{results['split']} {metric} {results['mean']:.4f}{more}"
 
 
-def collapses(results: Mapping[str, Any]) -> str:
+def collapses(results: Mapping[str, Any], in_percent: bool = False) -> str:
     """What is to be said of runs that learnt nothing, or the empty string."""
     count = sum(one["is_collapsed"] for one in results["seeds"])
     text = f"; {count} of {len(results['values'])} collapsed" if count else ""
     if "replaced" in results:
-        text += f"; {results['replaced']} more collapsed and replaced, mean of all {results['mean_of_all']:.4f}"
+        mean = f"{100 * results['mean_of_all']:.1f}" if in_percent else f"{results['mean_of_all']:.4f}"
+        text += f"; {results['replaced']} more collapsed and replaced, mean of all {mean}"
     return text
 
 
