@@ -218,7 +218,7 @@ class TrainConfig:
 
     batch_size: int = setting(128, "sequences a step, over all devices", WARN)
     curriculum_batch_sizes: tuple[int, ...] = setting(
-        (), "sequences a step at each length of it; none: batch_size", WARN
+        (), "sequences a step at each length of the curriculum; none: batch_size", WARN
     )
     num_train_steps: int = setting(1_000_000, "where the run and its schedule end", WARN)
     gradient_accumulation_steps: int = setting(1, "parts a batch is computed in; changes nothing but rounding", FREE)
@@ -241,7 +241,7 @@ class EvaluationConfig:
     )
     max_records: int = setting(10_000, "held-out records used; 0: all", FREE)
     disc_auc_padding: Literal["left_out", "counted"] = setting(
-        "left_out", "padding in disc_auc; `counted`: the reference's, as surely original", FREE
+        "left_out", "whether padding enters disc_auc; `counted`: as certain negatives, as in the reference", FREE
     )
 
 
@@ -268,7 +268,7 @@ class ReportingConfig:
 class ProbeConfig:
     """A task that the encoder is fine-tuned on now and then, to see what it is worth so far."""
 
-    config: str = setting("", "of fine-tuning, such as configs/finetune/jsonl.py, of which one seed is run; none: no probe", FREE)
+    config: str = setting("", "of fine-tuning, such as configs/finetune/jsonl.py, for one seed; none: no probe", FREE)
     path: str = setting("", "the task's folder, where that file does not name it", FREE)
     interval_steps: int = setting(10_000, "steps between probes; also at the end", FREE)
 

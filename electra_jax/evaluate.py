@@ -6,7 +6,8 @@ from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import UserError
 from electra_jax.inputs import Inputs
 from electra_jax.training import checkpoint
-from electra_jax.training.setup import Setup, mesh_of
+from electra_jax.training.partitioning import make_mesh
+from electra_jax.training.setup import Setup
 
 
 def main(argv: list[str]) -> None:
@@ -15,10 +16,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--step", type=int, help="which of its checkpoints (default: the newest)")
     cli.add_json(parser)
     args, overrides = cli.parse(parser, argv)
-    origin = checkpoint.find(args.workdir if args.step is None else f"{args.workdir}@{args.step}")
+    origin = checkpoint.find_in(args.workdir, args.step)
     saved = checkpoint.read_saved(origin)
-    config = cli.apply_overrides(config_loading.to_dict(saved.config), overrides)
-    mesh = mesh_of(config)
+    # On the devices that are here, which need not be those it was trained on, nor share the batch of training.
+    config = cli.apply_overrides(config_loading.to_dict(saved.config) | {"mesh": {}}, overrides)
+    mesh = make_mesh(config.mesh)
     prepared = build.prepare(config, tokenizer=tokenizer_lib.from_json(saved.tokenizer))
     cli.use_compilation_cache(cli.directory("--workdir", args.workdir).parent / "compilation_cache")
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)

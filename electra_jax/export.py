@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--workdir={args.workdir} is not finished: of its seeds there are {', '.join(finetuned)}")
         tasks = ", ".join(finetuned)
         raise UserError(f"--workdir={args.workdir} has a model of each task; give one of the folders in it: {tasks}")
-    origin = checkpoint.find(str(workdir) if args.step is None else f"{workdir}@{args.step}")
+    origin = checkpoint.find_in(str(workdir), args.step)
     folders = export(origin, workdir, out, about)
     for folder in folders:
         print(f"wrote {folder}")

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from electra_jax import distributed
+from electra_jax import distributed, storage
 from electra_jax.errors import RunFailed
 from electra_jax.inputs import Inputs
 from electra_jax.reporting import run_info
@@ -42,7 +42,7 @@ def explain_failure(setup: Setup, state: TrainState, start: loop.Position, input
     if distributed.is_first():
         with arrays.open("wb") as file:
             np.savez_compressed(file, **found)
-        report.write_text(json.dumps({"step": step, **scalars}, indent=1))
+        storage.write(report, json.dumps({"step": step, **scalars}, indent=1))
     distributed.agree(None, "what is left of the step")
     kept = checkpoint.saved_steps(workdir / "checkpoints")
     skip = ",".join(map(str, sorted({*setup.config.train.skip_steps, step})))

@@ -101,11 +101,11 @@ def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder,
     published = [config.task.published for _, config, _ in found]
     total = {"metric": "average", "average": statistics.fmean(scores), "tasks": {word: one for word, _, one in found}}
     line = f"average of {len(found)} medians {total['average']:.2f}"
-    # Of the average over tasks, seed by seed, where all have as many.
-    averages = [100 * statistics.fmean(values) for values in zip(*(one["values"] for *_, one in found))]
-    total |= results.summary(averages)
-    if len(averages) > 1:
-        line += f", standard deviation over {len(averages)} seeds {total['standard_deviation']:.2f}"
+    values = [one["values"] for *_, one in found]
+    if len({*map(len, values)}) == 1:  # of the average over tasks, seed by seed
+        total |= results.summary([100 * statistics.fmean(each) for each in zip(*values)])
+    if len(total.get("values", ())) > 1:
+        line += f", standard deviation over {len(total['values'])} seeds {total['standard_deviation']:.2f}"
     if all(published):
         total["published"] = statistics.fmean(published)
         line += f"; published {total['published']:.2f}, {total['average'] - total['published']:+.2f} here"

@@ -8,6 +8,7 @@ from etils import epath
 from electra_jax import cli, distributed
 from electra_jax.config import ProbeConfig
 from electra_jax.data.build import Prepared
+from electra_jax.errors import UserError
 from electra_jax.inputs import Inputs
 from electra_jax.models.electra import Params
 from electra_jax.reporting import verdicts
@@ -55,8 +56,11 @@ def read_probe(config: ProbeConfig) -> Probed | None:
         return None
     from electra_jax.tasks import data
 
-    task = cli.load_finetune_config(config.config, [("task.path", config.path)] if config.path else [])
-    return task, data.load(task.task)
+    try:
+        task = cli.load_finetune_config(config.config, [("task.path", config.path)] if config.path else [])
+        return task, data.load(task.task)
+    except UserError as error:  # which speaks of fine-tuning's settings
+        raise UserError(f"config.probe.config={config.config}: {error}") from None
 
 
 def _probe(probed: Probed, setup: Setup, prepared: Prepared, workdir: epath.Path) -> Callable:

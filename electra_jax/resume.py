@@ -69,7 +69,7 @@ def check_data(saved: Saved, prepared: build.Prepared, origin: Origin) -> None:
 
 
 def evaluation_is_due(saved: Saved, config: Config, workdir: epath.Path, origin: Origin) -> bool:
-    """Whether a signal cut short the evaluation at the run's own last step."""
+    """Whether a signal cut short the evaluation at the step that this checkpoint of the run was saved at."""
     due = loop.is_evaluation_step(saved.step, config) and _is_own(origin, workdir) and bool(saved.data)
     return due and config.data.validation_fraction > 0 and not is_evaluated(workdir / "metrics.jsonl", saved.step)
 
@@ -120,7 +120,7 @@ def start_state(
         fresh = setup.fresh_params(setup.config.seed) if begins else None
         params = checkpoint.restore_params(weights, setup.abstract.params, fresh)
         distributed.say(f"starting from the weights of {weights}" + ", the discriminator's head fresh" * begins)
-        if donor.sequences and donor.data == prepared.digest and donor.config.seed == setup.config.seed:
+        if donor.step and donor.data == prepared.digest and donor.config.seed == setup.config.seed:
             distributed.say(
                 f"WARNING: {weights} has seen the same text in the same order with the same masks; another config.seed changes both"
             )

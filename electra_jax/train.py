@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from electra_jax import cli, config_loading, config_values, distributed, memory, resume
+from electra_jax import cli, config_loading, config_values, distributed, memory, resume, storage
 from electra_jax.analysis.flops import step_flops
 from electra_jax.analysis.hardware import peak_flops
 from electra_jax.config import Config
@@ -138,8 +138,8 @@ def _show(info: dict[str, Any], setup: Setup, workdir: epath.Path) -> None:
     distributed.say("\n".join(run_info.lines(info)))
     if distributed.is_first():
         layout = partitioning.describe(setup.abstract.params)
-        (workdir / "run.json").write_text(json.dumps(info | {"layout": layout}, indent=1))
-        (workdir / "config.json").write_text(json.dumps(config_loading.to_dict(setup.config), indent=1))
+        storage.write(workdir / "run.json", json.dumps(info | {"layout": layout}, indent=1))
+        storage.write(workdir / "config.json", json.dumps(config_loading.to_dict(setup.config), indent=1))
     epochs = sum(phase["epochs"] for phase in info["phases"])
     if epochs > _MANY_EPOCHS:
         distributed.say(

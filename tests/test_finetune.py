@@ -701,7 +701,8 @@ def test_train_probes_a_task(place, corpus_file):
     # What is misspelt is said before the data are looked at, whose preparation may take hours.
     early = [*flags, f"--config.probe.path={place / 'absent'}", "--config.data.source=nowhere/*.txt"]
     said = run_module("train", "--config=small.py", "--workdir=misspelt", *early, cwd=place)
-    assert said.returncode == 2 and "absent: no such folder" in said.stderr
+    assert said.returncode == 2 and f"config.probe.config={place / 'probe.py'}: config.task.path=" in said.stderr
+    assert "absent: no such folder" in said.stderr
     refused = run_module("train", "--config=small.py", *flags, "--config.probe.interval_steps=15", cwd=place)
     assert (
         "config.probe.interval_steps=15 cannot work: it must be a multiple of evaluation.interval_steps"

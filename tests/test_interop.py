@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import typing
@@ -20,8 +21,9 @@ from electra_jax.config import ModelConfig, TokenizerConfig
 from electra_jax.config_values import FREE
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import UserError
-from electra_jax.interop import huggingface, tokenizer_files
+from electra_jax.interop import huggingface, model_card, tokenizer_files
 from electra_jax.models.electra import Architecture, Text
+from electra_jax.training import checkpoint, loop
 from runs import TEXTS, make_run, random_params, restored, tokenizer
 
 torch = pytest.importorskip("torch", reason="Hugging Face's side runs on torch (extra [test])")
@@ -344,6 +346,34 @@ def test_figures_that_were_not_finite_and_a_torn_line(tmp_path):
     card = (tmp_path / "out" / "generator" / "README.md").read_text()
     assert "| disc_loss | 0.2500 |" in card
     assert "| disc_auc |" not in card
+
+
+def test_a_directory_may_be_called_as_a_step_of_another(tmp_path):
+    """A branch from step 3, say: by its own name it is itself, and `--step` is never read out of a name."""
+    make_run(tmp_path / "run", steps=(3,))
+    make_run(tmp_path / "run@3", steps=(5,))
+    assert checkpoint.find(str(tmp_path / "run@3")).path == tmp_path / "run@3" / "checkpoints" / "5"
+    assert checkpoint.find(str(tmp_path / "run@3@5")).path == tmp_path / "run@3" / "checkpoints" / "5"
+    assert checkpoint.find_in(str(tmp_path / "run"), 3).path == tmp_path / "run" / "checkpoints" / "3"
+    shutil.rmtree(tmp_path / "run@3")
+    assert checkpoint.find(str(tmp_path / "run@3")).path == tmp_path / "run" / "checkpoints" / "3"
+    with pytest.raises(UserError, match="run@4: no such step"):
+        checkpoint.find(str(tmp_path / "run@4"))
+
+
+@pytest.mark.parametrize(
+    ("step", "sequences", "tokens"), [(3, 12, 12 * 16), (4, 0, 16 * 16), (7, 24, 16 * 16 + 24 * 32)]
+)
+def test_the_tokens_that_were_read_are_of_every_length(step, sequences, tokens):
+    config = small_config(
+        train={"batch_size": 8, "curriculum_batch_sizes": (4,)}, data={"curriculum_lengths": (16,), "curriculum_steps": (4,)}
+    )  # fmt: skip
+    position = loop.Position(0, 0)
+    while position.step < step:
+        position = position.next(config)
+    assert position.sequences == sequences
+    run = model_card.Run(config, step, sequences, 1, 32, {}, [], "mit", is_import=False, name="")
+    assert f"| tokens read | {tokens:,} |" in model_card.text(run, "discriminator", "ElectraForPreTraining")
 
 
 def test_every_setting_of_the_model_is_exported_or_refused():

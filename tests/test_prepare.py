@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import pytest
 
 from conftest import ROOT, documents, process_env, run_module, small_config, with_data
 from electra_jax import storage
-from electra_jax.data import build, dataset, pipeline, survey, work
+from electra_jax.data import build, dataset, pipeline, sources, survey, work
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.readers import Broken
 from electra_jax.data.text import Text
@@ -487,6 +488,17 @@ def test_directories_that_cannot_be_used(corpus_file, tmp_path):
         build.prepare(config_for(corpus_file, tmp_path / "file"), say=quiet)
     with pytest.raises(UserError, match=r"config\.data\.directory=.* cannot be written to"):
         build.prepare(config_for(corpus_file, tmp_path / "file" / "below"), say=quiet)
+
+
+def test_text_that_may_not_be_read(corpus_file, tmp_path, monkeypatch):
+    """Not the directory is at fault, which is written to all the while."""
+
+    def refuse(path, mode):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(sources, "open", refuse, raising=False)  # as root, who runs tests in containers, may read all
+    with pytest.raises(UserError, match=rf"config\.data\.source: {corpus_file} may not be read \(Permission denied\)"):
+        build.prepare(config_for(corpus_file, tmp_path / "d"), say=quiet)
 
 
 @pytest.mark.slow

@@ -207,10 +207,18 @@ def test_a_signal_saves_and_the_same_command_goes_on(place, finished, number, st
 
 
 def test_evaluate_gives_the_runs_own_figures(place, finished):
-    """Of the newest checkpoint and of another; in batches of another size."""
+    """Of the newest checkpoint and of another; in batches of another size; on fewer devices than it was trained on."""
     rows = {row["step"]: row for row in metrics(finished)}
-    for step, flags in ((20, ["--config.evaluation.batch_size=24"]), (10, ["--step=10"])):
-        done = run_module("evaluate", f"--workdir={finished}", *flags, f"--json={place / 'e.json'}", cwd=place)
+    shutil.copytree(finished, place / "elsewhere")
+    for file in (place / "elsewhere" / "checkpoints").glob("*/run/metadata"):
+        saved = json.loads(file.read_text())
+        saved["config"]["mesh"]["fsdp"] = 8
+        file.write_text(json.dumps(saved))
+    for step, workdir, flags in (
+        (20, "elsewhere", ["--config.evaluation.batch_size=24"]),
+        (10, finished, ["--step=10"]),
+    ):
+        done = run_module("evaluate", f"--workdir={workdir}", *flags, f"--json={place / 'e.json'}", cwd=place)
         assert done.returncode == 0, done.stderr
         found = json.loads((place / "e.json").read_text())
         assert found.pop("step") == step and "disc_auc" in found

@@ -15,7 +15,7 @@ from electra_jax import train
 from electra_jax.data import pipeline
 from electra_jax.reporting.metrics import figures
 from electra_jax.training.optimizer import ends_at_zero, is_decayed, learning_rate, make_optimizer
-from electra_jax.training.step import example_of
+from electra_jax.training.step import example_of, make_diagnosis
 
 GOLDEN = ROOT / "tests" / "golden_metrics.json"
 
@@ -175,6 +175,7 @@ def test_schedules():
         cosine[10:], [0.5 * (1 + np.cos(np.pi * (s - 10) / 90)) for s in range(10, 101)], atol=1e-6
     )
     np.testing.assert_allclose(cosine[:10], np.arange(10) / 10, atol=1e-6)
+    assert rates(schedule="linear_after_warmup", warmup_steps=0)[:2] == pytest.approx([1, 0.99])  # none is none
     stable = rates(schedule="wsd", cooldown_steps=20)
     np.testing.assert_allclose(stable[10:81], 1, atol=1e-6)
     np.testing.assert_allclose(stable[80:], np.linspace(1, 0, 21), atol=1e-6)
@@ -203,6 +204,11 @@ def test_a_step_that_is_not_finite_changes_nothing(prepared, what):
     assert int(metrics["failed_step"]) == 1 and int(state.step) == 1
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.opt_state), moments)
+    if what == "gradient":  # told apart also where each replica clips, by a norm that is none
+        clipping = small_config(optimizer={"clipping": "per_replica"})
+        diagnose = make_diagnosis(clipping, setup.architecture, setup.objective, setup.mesh)
+        norms = diagnose(state.params, 1, second)["gradient_norms_by_group"]
+        assert 0 < norms["generator"] < 100 and not np.isfinite(norms["discriminator"])
 
 
 def test_evaluation_is_the_same_for_any_batch_size(prepared):

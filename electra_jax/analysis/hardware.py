@@ -47,7 +47,7 @@ def published_peak(kind: str) -> float | None:
 def measured_peak(dtype: str, duration: float = 0.4) -> float:
     """FLOP/s of the best of the square matrix products that `duration` seconds hold, on the default device.
 
-    That long, for other programs come and go: what they leave for some hundredths of a second is no peak.
+    Long enough to ride out what other programs take for some hundredths of a second.
     """
     # Starting a program takes its time, too: accelerators get more to do at once.
     size, chained = (1024, 1) if jax.default_backend() == "cpu" else (8192, 16)

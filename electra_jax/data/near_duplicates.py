@@ -20,7 +20,7 @@ _PERMUTATIONS, _SEED, _SCHEME = 128, 1, "affine32"
 _SHINGLE = 5
 # Of memory, for each document that is kept.
 DOCUMENT_BYTES = 7_000
-# What is worse of the index: to bring up what is not similar enough, which is then compared, or to miss what is.
+# How much worse each error of the index is: a false positive costs one exact comparison, a false negative keeps a duplicate.
 _ERRORS = (0.1, 0.9)
 # Words; of scripts without spaces, characters.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]|\w+")

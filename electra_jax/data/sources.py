@@ -93,16 +93,20 @@ def changed_files(corpus: Corpus, before: Sequence[dict[str, Any]]) -> list[str]
 
 
 def open_file(path: str):
-    """A file of a source, for reading bytes."""
+    """A file of a source, for reading bytes; raises `UserError` where that is not allowed."""
     if path == EMBEDDED:
         return open(Path(__file__).with_name(EMBEDDED_FILE), "rb")
-    return epath.Path(path).open("rb") if storage.is_remote(path) else open(path, "rb")
+    try:
+        return epath.Path(path).open("rb") if storage.is_remote(path) else open(path, "rb")
+    except PermissionError as error:
+        raise UserError(f"config.data.source: {path} may not be read ({error.strerror or error})") from None
 
 
 def describe(path: str) -> dict[str, Any]:
     """Name, size, a digest and the time of the last change of a file, to notice that it changed.
 
-    Of a large file the digest covers 64 evenly spaced blocks of 64 KiB, both ends among them; one in a bucket has none.
+    Of a large file the digest covers 64 evenly spaced blocks of 64 KiB, both ends among them; in a bucket, where each block is
+    a request, the time of the upload stands for it.
     """
     size, modified = _size_and_time(path)
     if storage.is_remote(path):
@@ -116,7 +120,7 @@ def describe(path: str) -> dict[str, Any]:
 
 
 def lasting(files: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What `describe` says of files that is the same wherever they were copied."""
+    """What `describe` says of files that is the same after they were put back in place; in a bucket, only where they were left."""
     return [{**file, "modified": None} for file in files]
 
 

@@ -13,7 +13,7 @@ class Run(NamedTuple):
 
     config: Config
     step: int
-    sequences: int
+    sequences: int  # of the present length's
     parameters: int
     trained_length: int  # tokens of the longest text
     metrics: Mapping[str, float]  # held-out figures of that step, by name; may be empty
@@ -79,7 +79,7 @@ def _body(run: Run, part: str, architecture: str) -> list[str]:
 
 def _training(run: Run) -> list[str]:
     config = run.config
-    tokens = run.sequences * config.data.max_seq_length
+    tokens = _tokens_read(run)
     is_embedded = config.data.source == "embedded"
     data = "introductions of English Wikipedia articles (CC BY-SA 4.0)" if is_embedded else f"`{config.data.source}`"
     lines = [
@@ -102,6 +102,16 @@ def _training(run: Run) -> list[str]:
         lines += ["None were measured at this step.", ""]
     lines += ["## Configuration", "", "```json", json.dumps(_written(config), indent=1), "```", ""]
     return lines
+
+
+def _tokens_read(run: Run) -> int:
+    """Padding included: those of the lengths that are done with, and of the present one."""
+    tokens, begin = run.sequences * run.config.phase(run.step).length, 0
+    for phase in run.config.phases:
+        if phase.end is not None and phase.end <= run.step:
+            tokens += (phase.end - begin) * phase.batch_size * phase.length
+            begin = phase.end
+    return tokens
 
 
 def _written(config: Config) -> dict[str, Any]:

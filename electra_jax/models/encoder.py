@@ -86,7 +86,7 @@ class Encoder(nnx.Module):
 def _rematerialised(layer: Callable, remat: str, prevent_cse: bool) -> Callable:
     # Inside a loop the barrier against common subexpressions is not needed, and costs fusions.
     match remat:
-        case "none" | "auto":  # as it is where nobody decides: without a `training.setup.Setup`
+        case "none" | "auto":  # left undecided where a model is built without a `training.setup.Program`
             return layer
         case "dots":
             keep = jax.checkpoint_policies.save_only_these_names(KEPT)

@@ -43,7 +43,8 @@ class Weight(NamedTuple):
 class Linear(nnx.Module):
     """`[..., in] -> [..., out]`, with bias. The kernel is a `Weight` by the time it is called.
 
-    `from_memory`: the gradient comes out of a kernel for TPUs, so that adding it up for the bias is a pass of its own.
+    `from_memory`: the gradient is the output of a Pallas kernel, so XLA cannot fuse its sum, the bias's gradient, into what
+    made it.
     """
 
     def __init__(
@@ -91,8 +92,8 @@ def _of_batch(x: jax.Array, axis: str) -> jax.Array:
 
 
 def _linear_forward(x, kernel, bias, axes, dtype, keeps_input, from_memory):
-    # The name is not on what the product reads: what is kept and read both, JAX has rounded first, in a pass of its own
-    # where a kernel has made it.
+    # A copy gets the name, not what the product reads: of a value that is both saved and read JAX rounds what is read as well,
+    # which costs a pass of its own after a kernel.
     saved = checkpoint_name(x, KEPT) if keeps_input else x
     return linear(x, kernel, bias, axes, dtype), (saved, kernel.read)
 
@@ -134,7 +135,7 @@ linear.defvjp(_linear_forward, _linear_backward)
 def linear_stack(x: jax.Array, kernels: Weight, biases: jax.Array, axes: tuple[str, str]) -> jax.Array:
     """Several `linear` of one input as one product: `[B, L, in]`, `[K, in, out]`, `[K, out]` -> `[K, B, L, out]`.
 
-    For accelerators; in the backward pass the gradients by the input are summed in float32, and rounded once.
+    For accelerators; in the backward pass the gradients with respect to the input are summed in float32, and rounded once.
     """
     x, kernels = _of_batch(x, axes[0]), constrain(kernels.read, None, *axes)
     y = jnp.einsum("bld,kde->kble", x, kernels, preferred_element_type=jnp.float32)
@@ -206,7 +207,13 @@ def statistics(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
 
 
 def layer_norm_gradient(normal: jax.Array, factor: jax.Array, scaled: jax.Array) -> jax.Array:
-    """The gradient by what is normalised, `[..., D]`: of its normal form, its inverse deviation, the gradient times scale."""
+    """The gradient with respect to LayerNorm's input, `[..., D]`.
+
+    Args:
+      normal: the normalised input, `[..., D]`.
+      factor: the inverse standard deviation, `[..., 1]`.
+      scaled: the gradient with respect to the output, times the scale, `[..., D]`.
+    """
     along = normal * (scaled * normal).mean(-1, keepdims=True)
     return factor * (scaled - scaled.mean(-1, keepdims=True) - along)
 

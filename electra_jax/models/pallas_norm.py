@@ -81,7 +81,7 @@ add_and_norm.defvjp(_forward, _backward)
 
 
 def _call(total, gradient, seeds, scale, rate, eps):
-    """Gradients by `x` and by `y`, and sums over rows by example: by `scale`, by `bias`, `[B, 2, D]` float32."""
+    """Gradients of `x` and `y`; those of `scale` and `bias` summed over the rows of each example, `[B, 2, D]` float32."""
     batch, length, width = total.shape
     rows = _rows(length, width)
     of_rows = pl.BlockSpec((1, rows, width), lambda b, r: (b, r, 0))

@@ -62,7 +62,7 @@ _GROUPS = {
     },
     "Optimisation": {
         "learning_rate": "",
-        "grad_norm": "of all gradients together, before clipping",
+        "grad_norm": "of all gradients together, before they are clipped (clipping=per_replica: after)",
         "grad_norm_shared": "of the embeddings",
         "grad_norm_generator": "",
         "grad_norm_discriminator": "",

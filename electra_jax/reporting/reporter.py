@@ -11,7 +11,7 @@ from electra_jax.reporting.health import Health
 from electra_jax.reporting.metrics import figures
 from electra_jax.reporting.writers import Console, Writer
 
-HeldOut = Callable[[], Mapping[str, float] | None]
+Evaluation = Callable[[], Mapping[str, float] | None]
 
 
 class NotFinite(Exception):
@@ -60,7 +60,7 @@ class Reporter:
         if previous is not None:
             self._settle(*previous)
 
-    def flush(self, step: int, held_out: HeldOut | None = None) -> bool:
+    def flush(self, step: int, held_out: Evaluation | None = None) -> bool:
         """Waits for the last step and reports it; with `held_out`, what that returns stands under `step`.
 
         Returns:

@@ -266,7 +266,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def rows(path: epath.Path) -> list[dict[str, Any]]:
-    """What `metrics.jsonl` holds; nothing where it is absent."""
+    """The rows of a JSON Lines file of steps, such as `metrics.jsonl`; none where it is absent."""
     found = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

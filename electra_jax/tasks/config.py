@@ -39,7 +39,9 @@ class TaskConfig:
     text_pair: str = setting("", "of the second text (default: text_b, beside text_a)", REFUSE)
     label: str = setting("label", "of the label; of the tag in columns: a name of CoNLL-U, or a number", REFUSE)
     labels: tuple[str, ...] = setting((), "their names in order (default: of info.json, or those of train)", REFUSE)
-    metric: str = setting("", "that is chosen by and reported (default: of info.json, or the kind's)", REFUSE)
+    metric: str = setting(
+        "", "that models are chosen by, and that is reported (default: of info.json, or the kind's)", REFUSE
+    )
     max_length: int = setting(128, "tokens of an example, special ones included; longer texts are cut", REFUSE)
     max_broken_fraction: float = setting(
         0.0, "share of a file's lines that may have too few or too many columns and are left out, but for test", FREE
@@ -63,7 +65,9 @@ class FinetuneModelConfig:
     hidden_dropout_prob: float = setting(0.1, "dropout on embeddings and on each sub-layer's output", REFUSE)
     attention_probs_dropout_prob: float = setting(0.1, "dropout on attention weights", REFUSE)
     classifier_dropout: float = setting(
-        0.1, "dropout before the head: on the first token's vector, or every one's", REFUSE
+        0.1,
+        "dropout before each layer of the head, on the first token's vector or every one's; none for answers",
+        REFUSE,
     )
     dtype: Literal["float32", "bfloat16"] = setting("float32", "of the training; predictions are float32", REFUSE)
     attention: Literal["auto", "reference", "pallas", "cudnn"] = setting("auto", "as in pretraining", FREE)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from etils import epath
 from jax.sharding import Mesh
 
 from electra_jax.config import Config, MeshConfig, ModelConfig, TokenizerConfig
@@ -55,10 +54,8 @@ def load(path: str, with_head: bool = False) -> Encoder:
       UserError: where it is none of them, or damaged, or has no such head.
     """
     folder = Path(path).expanduser()
-    is_workdir = (epath.Path(path.rpartition("@")[0] or path).expanduser() / "checkpoints").is_dir() or (
-        epath.Path(path).expanduser() / "checkpoints"
-    ).is_dir()
-    if is_workdir:  # before what may have been exported into it, of an older step
+    # Before what may have been exported into it, of an older step.
+    if checkpoint.is_workdir(path) or checkpoint.is_workdir(path.rpartition("@")[0] or path):
         return _of_run(path, with_head)
     for place in (folder / "discriminator", folder / "model", folder):
         if weights.is_folder(place):
@@ -94,7 +91,7 @@ def _of_folder(folder: Path, with_head: bool) -> Encoder:
     tokenizer = tokenizer_files.read(folder, TokenizerConfig())
     if tokenizer is None:
         raise UserError(f"--init={folder} has no vocabulary that is known here (vocab.txt or spiece.model)")
-    # Without a generator there is nothing that a single folder could lack.
+    # A folder holds one tower: the layout to ask for is one without a generator of its own, with the head or without.
     towers = "uniform_generator" if with_head else "masked_lm"
     imported = importing.assemble(sources.from_hugging_face([folder], ModelConfig(towers=towers)), Config(), tokenizer)
     if with_head and {"discriminator", "discriminator head"} & {*imported.fresh}:

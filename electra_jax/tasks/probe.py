@@ -19,9 +19,9 @@ class Probe:
     """A task, read once, whose fine-tuning begins anew with the weights of each call."""
 
     def __init__(self, config: FinetuneConfig, data: TaskData, encoder: Encoder, scratch: epath.Path):
-        """`encoder` names what is pretrained; its weights are not looked at. `scratch` is removed again."""
+        """`encoder` is what is pretrained, without weights. `scratch` is removed again."""
         self._scratch = scratch
-        self._job = Job(config, data, encoder.fresh(), lambda text: None, is_silent=True)
+        self._job = Job(config, data, encoder, lambda text: distributed.say(f"the probe: {text}"), is_silent=True)
         # Pretraining may be steered by it, which no test set is for.
         self._split = self._job.validation or results.reported_split(self._job)
         if self._split is None:

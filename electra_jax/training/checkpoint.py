@@ -30,7 +30,7 @@ class Saved(NamedTuple):
 
     config: Config
     step: int
-    sequences: int  # consumed; the position in the data
+    sequences: int  # of the present length's, consumed: the position in the data
     data: str  # digest of the data set; empty for imported weights, which have seen none
     tokenizer: dict[str, str]
     trained_length: int  # tokens of the longest text that the weights have been trained on, whoever did
@@ -79,7 +79,7 @@ class Checkpoints:
 
     def should_save(self, step: int, is_due: bool) -> bool:
         """Whether `step` is to be saved, as one that always is, or since one `is_due`, as all processes have agreed."""
-        # What was agreed while the last one was being made still speaks of that.
+        # Processes may have agreed on `is_due` before the last one was made: not again at the next step.
         return (is_due and step > self._last_step + 1) or self._manager.should_save(step)
 
     def save(self, state: TrainState, saved: Saved) -> None:
@@ -108,16 +108,25 @@ def find(path: str) -> Origin:
     Raises:
       UserError: where there is no such checkpoint.
     """
-    name, at, wanted = path.rpartition("@")
-    if not at or not wanted.isdigit():  # an @ may be part of the directory's name
-        name, wanted = path, ""
-    directory = epath.Path(name).expanduser() / "checkpoints"
+    name, at, step = path.rpartition("@")
+    is_step = at and step.isdigit() and not is_workdir(path)  # an @ may be part of the directory's name
+    return find_in(name, int(step)) if is_step else find_in(path)
+
+
+def find_in(workdir: str, step: int | None = None) -> Origin:
+    """The checkpoint of a step, or the newest; raises `UserError` where there is none."""
+    directory = epath.Path(workdir).expanduser() / "checkpoints"
     steps = saved_steps(directory)
     if not steps:
-        raise UserError(f"{name}: no checkpoint there; expected folders {directory}/STEP")
-    if wanted and int(wanted) not in steps:
-        raise UserError(f"{path}: no such step; {directory} has {', '.join(map(str, steps))}")
-    return Origin(directory, int(wanted) if wanted else steps[-1])
+        raise UserError(f"{workdir}: no checkpoint there; expected folders {directory}/STEP")
+    if step is not None and step not in steps:
+        raise UserError(f"{workdir}@{step}: no such step; {directory} has {', '.join(map(str, steps))}")
+    return Origin(directory, steps[-1] if step is None else step)
+
+
+def is_workdir(path: str) -> bool:
+    """Whether it is a folder with checkpoints."""
+    return (epath.Path(path).expanduser() / "checkpoints").is_dir()
 
 
 def saved_steps(directory: epath.Path) -> list[int]:

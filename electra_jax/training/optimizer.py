@@ -12,7 +12,7 @@ from electra_jax.models.electra import Params
 
 
 def learning_rate(step: jax.Array, config: Config) -> jax.Array:
-    """The learning rate of the update that leads from `step` to `step + 1`; the first one is 0 (or warms up).
+    """The learning rate of the update that leads from `step` to `step + 1`; with a warm-up, the first is 0.
 
     `linear` is the reference's: a linear decay to 0 over the whole run, multiplied by the warm-up, so the
     nominal peak is not quite reached. `linear_after_warmup`, `cosine` and `wsd` (warm-up, stable, decay; Hu et
@@ -20,7 +20,7 @@ def learning_rate(step: jax.Array, config: Config) -> jax.Array:
     """
     settings, end = config.optimizer, config.train.num_train_steps
     step = step.astype(jnp.float32)
-    warmup = jnp.minimum(1.0, step / max(1, settings.warmup_steps))
+    warmup = jnp.minimum(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
     done = jnp.clip((step - settings.warmup_steps) / max(1, end - settings.warmup_steps), 0, 1)
     match settings.schedule:
         case "linear":

@@ -122,7 +122,7 @@ def _choose_cudnn(model: ModelConfig, towers: list[EncoderConfig], lengths: Sequ
 def compiles_fused(tower: EncoderConfig, length: int, implementation: str = "cudnn") -> bool:
     """Whether its attention compiles here by cuDNN, with mask and gradient: the only way to know.
 
-    By `xla`, which is everywhere, the question itself can be tested.
+    `implementation="xla"` works everywhere, so that tests can ask it of a machine without cuDNN.
     """
     heads = tower.num_attention_heads
     projected = jax.ShapeDtypeStruct((3, 1, length, heads, tower.hidden_size // heads), jnp.bfloat16)
@@ -133,7 +133,7 @@ def compiles_fused(tower: EncoderConfig, length: int, implementation: str = "cud
 
     try:
         jax.jit(jax.grad(total)).lower(projected, segments).compile()
-    except (RuntimeError, NotImplementedError, ValueError):  # as what is missing has it
+    except (RuntimeError, NotImplementedError, ValueError):  # which it is depends on what is missing
         return False
     return True
 

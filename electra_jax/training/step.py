@@ -1,5 +1,6 @@
 """The train step: one pure function of (state, batch) for every machine and mesh."""
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable
@@ -109,6 +110,9 @@ def make_train_step(config: Config, architecture: Architecture, objective: Objec
 def make_diagnosis(config: Config, architecture: Architecture, objective: Pretraining, mesh: Mesh):
     """(params, step, input_ids) -> what a step does before it updates: its batch, masks, samples, terms, gradients' norms."""
 
+    # Clipped by its norm, one part that is not finite would make all of a gradient so.
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, clipping="global"))
+
     def diagnose(params: Params, step: jax.Array, input_ids: jax.Array) -> dict[str, Any]:
         with activation_rules(mesh):
             example = example_of(step, input_ids, config, objective)
@@ -140,12 +144,12 @@ def loss_and_gradients(
     """
     optimizer, replicas = config.optimizer, config.train.replicas
     clips, own_means = optimizer.clipping == "per_replica", config.objective.loss_mean == "per_replica"
-    # Divided by the weight of the whole batch, so that the parts' gradients simply add up.
     cast, accumulation = architecture.cast(params), config.train.gradient_accumulation_steps
-    # XLA adds the devices' gradients up once, after the loop over parts, where it sees them added to what there is and no more:
-    # not where the layers' are put together first.
+    # XLA moves the sum over devices out of the loop over parts only where a part's gradients go straight into the running sum:
+    # stacking those of the layers first would prevent that.
     if accumulation > 1 and architecture.is_unrolled:
         params = by_layer(params)
+    # Divided by the weight of the whole batch, so that the parts' gradients simply add up.
     whole = {name: jnp.maximum(weight, 1) / replicas for name, weight in objective.denominators(example).items()}
 
     def replica(example: Any) -> tuple[jax.Array, Params, Terms]:
