@@ -39,7 +39,7 @@ def check_resume(saved: Config, current: Config, only: tuple[str, ...] = ("",)) 
       only: prefixes of the settings that are compared.
 
     Returns:
-      One warning a changed setting that makes the run another one than was started.
+      One warning for each changed setting that makes this a different run from the one that was started.
 
     Raises:
       UserError: names every changed setting that the checkpoint does not allow.
@@ -57,15 +57,15 @@ def check_resume(saved: Config, current: Config, only: tuple[str, ...] = ("",)) 
             "in another --workdir"
         )
     return [
-        f"config.{n} was {old!r} when this run was saved and is now {new!r}: it goes on as another run than was started"
+        f"config.{n} was {old!r} when this run was saved and is now {new!r}: it is no longer the run that was started"
         for n, old, new, rule in changed
         if rule == WARN
     ]
 
 
 def validate(config: Config) -> None:
-    """Refuses values and combinations that cannot work, one line each; raises `UserError`."""
-    # One after the other: the later ones divide by what the first have seen to be above 0.
+    """Raises a `UserError` of one line for the first value or combination that cannot work."""
+    # In this order: later checks divide by values that earlier ones have found to be above 0.
     refuse(config, itertools.chain(
         ranges(config), _pretraining_ranges(config), _data_and_model(config), _sources(config), _training(config)
     ))  # fmt: skip
@@ -136,7 +136,7 @@ def _sources(config: Config) -> Iterator[Check]:
     yield (
         len({*named}) == len(named),
         "data.source",
-        "different parts; one that is to be read more often has a larger weight",
+        "different parts; to read one more often, give it a larger weight",
     )
     yield len(data.weights) in (0, len(parts)), "data.weights", f"none, or {of}"
     yield all(weight > 0 for weight in data.weights), "data.weights", "numbers above 0"
@@ -168,7 +168,7 @@ def _training(config: Config) -> Iterator[Check]:
     fits = not probe.config or probe.interval_steps % interval == 0
     yield fits, "probe.interval_steps", f"a multiple of evaluation.interval_steps, {interval}"
     fits = not probe.config or config.data.validation_fraction > 0
-    yield fits, "data.validation_fraction", "above 0 with a probe, which is made where held-out figures are"
+    yield fits, "data.validation_fraction", "above 0 with a probe, which runs only where held-out figures are computed"
     fits = optimizer.cooldown_steps <= train.num_train_steps
     yield fits, "optimizer.cooldown_steps", f"at most train.num_train_steps, {train.num_train_steps}"
     fits = optimizer.schedule == "wsd" or not optimizer.cooldown_steps

@@ -45,11 +45,11 @@ def published_peak(kind: str) -> float | None:
 
 
 def measured_peak(dtype: str, duration: float = 0.4) -> float:
-    """FLOP/s of the best of the square matrix products that `duration` seconds hold, on the default device.
+    """FLOP/s of the fastest of the square matrix products that fit into `duration` seconds, on the default device.
 
-    Long enough to ride out what other programs take for some hundredths of a second.
+    The default outlasts other programs that take the device for some hundredths of a second.
     """
-    # Starting a program takes its time, too: accelerators get more to do at once.
+    # Launching a program takes time too, so accelerators get several products per launch.
     size, chained = (1024, 1) if jax.default_backend() == "cpu" else (8192, 16)
     x = jnp.full((size, size), 1 / size, dtype)
     product = jax.jit(lambda x, y: jax.lax.fori_loop(0, chained, lambda _, y: x @ y, y))

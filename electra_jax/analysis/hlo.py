@@ -113,7 +113,7 @@ class Program:
         return max(bounds, default=1)
 
     def source(self, instruction: Instruction) -> str:
-        """`file:line` of ours that an instruction comes from, or the nearest there is."""
+        """The `file:line` in this package that an instruction comes from, or else its innermost frame's."""
         return self._frames.source(instruction)
 
 

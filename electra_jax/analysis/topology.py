@@ -12,8 +12,8 @@ class Chip(NamedTuple):
     """One JAX device of a TPU generation.
 
     `peak_flops`, `bandwidth`, `link` and `network` are published (Google Cloud's TPU pages; a chip's divided by its devices).
-    The rest is what the compiler says: `hbm`, when it refuses a program; `clock`, from its estimate of a large bfloat16
-    product, which comes out at 88 to 90 % of the peak with these (v6e: 70 %).
+    The rest comes from the compiler: `hbm`, from its message when it refuses a program; `clock`, from its estimate of a large
+    bfloat16 product, which with these clocks comes to 88 to 90 % of the peak (v6e: 70 %).
     """
 
     peak_flops: float  # bfloat16, FLOP/s

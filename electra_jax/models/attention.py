@@ -34,8 +34,8 @@ def attention(
       segment_ids: `[B, L]`; equal numbers attend to each other (padding, 0, to padding).
       dropout_rate: of the attention weights.
       noise: for dropout, or None.
-      implementation: `reference`; `pallas`: our kernel for TPUs, dropout included; `cudnn`: cuDNN's, which takes none. Neither
-        keeps the weights.
+      implementation: `reference`; `pallas`: our kernel for TPUs, dropout included; `cudnn`: cuDNN's, without dropout. These two
+        do not keep the weights for the backward pass.
 
     Returns:
       `[B, L, H, K]`.

@@ -89,7 +89,7 @@ _EMBEDDINGS = 2**20
 
 
 class Architecture:
-    """The static part of a model: what makes an `Electra`, or another module over its parts, of a parameter tree.
+    """The static part of a model: it turns a parameter tree into an `Electra`, or another module built from its parts.
 
     Attributes:
       vocab_size: rows of the word embeddings.
@@ -103,7 +103,7 @@ class Architecture:
         self._config, self.vocab_size, self.is_unrolled = config, vocab_size, config.unroll == "all"
         self._module = module
         self._dtype = jnp.dtype(config.dtype)
-        # Laying out is the step's business, by the axis names; Flax would otherwise want a mesh right here.
+        # Sharding is left to the step, which goes by the axis names; otherwise Flax would require a mesh right here.
         with nnx.use_eager_sharding(False):
             abstract = nnx.eval_shape(lambda: self._new(jax.random.key(0)))
         self._graph, self._state = nnx.split(abstract)
@@ -116,7 +116,10 @@ class Architecture:
             return nnx.to_pure_dict(nnx.state(self._new(key)))
 
     def cast(self, params: Params) -> Params:
-        """The kernels of `params` as `Weight`: what `merge` would make of them, for several uses of it."""
+        """The `read` half of each kernel's `Weight`, None for other parameters: `merge` computes it unless it is given.
+
+        Computed once, it serves several calls of `merge`; no gradient passes through it.
+        """
 
         def weight(path: tuple[jax.tree_util.DictKey, ...], value: jax.Array) -> jax.Array:
             return jax.lax.stop_gradient(value.astype(self._dtype)) if path[-1].key == "kernel" else None
@@ -124,7 +127,7 @@ class Architecture:
         return jax.tree_util.tree_map_with_path(weight, params)
 
     def merge(self, params: Params, cast: Params | None = None) -> Any:
-        """The model with these parameters, for use inside a pure function; `cast` is of the same, if it is there."""
+        """The model with these parameters, for use inside a pure function; `cast` is `self.cast(params)`, if that is at hand."""
 
         def variable(abstract, value, read):
             return abstract.replace(value if read is None else Weight(value, read))

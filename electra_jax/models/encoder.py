@@ -84,7 +84,7 @@ class Encoder(nnx.Module):
 
 
 def _rematerialised(layer: Callable, remat: str, prevent_cse: bool) -> Callable:
-    # Inside a loop the barrier against common subexpressions is not needed, and costs fusions.
+    # Inside a loop the barrier against common-subexpression elimination is not needed, and it prevents fusions.
     match remat:
         case "none" | "auto":  # left undecided where a model is built without a `training.setup.Program`
             return layer

@@ -13,7 +13,7 @@ from electra_jax.models.sharding import constrain
 
 
 class Generator(nnx.Module):
-    """The generator's head, and what else is its own: the encoder unless tied, the embeddings if untied."""
+    """The generator's head, and what it does not share: an encoder if `towers` is `separate`, embeddings unless tied."""
 
     def __init__(self, model: ModelConfig, config: EncoderConfig, vocab_size: int, *, rngs: nnx.Rngs):
         size = config.embedding_size
@@ -38,9 +38,9 @@ class Generator(nnx.Module):
           padded logits are so low that their probability is exactly zero.
         """
         x = jnp.take_along_axis(hidden, positions[..., None], axis=1)
-        # Positions are independent from here on: the devices that share a tower share them out.
+        # Positions are independent from here on, so the devices of a tensor group split the batch as well.
         x = constrain(self.transform_norm(gelu(self.transform(x))), "batch_of_logits", None, None)
-        # Rows: an axis of so many positions a TPU would fill up to a multiple of 8.
+        # Flattened to rows, since a TPU would pad an axis of M positions to a multiple of 8.
         rows = x.reshape(-1, x.shape[-1])
         padding = -word_embeddings.shape[0] % vocabulary.BLOCK
         table = jnp.pad(word_embeddings, ((0, padding), (0, 0)))

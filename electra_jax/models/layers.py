@@ -28,23 +28,23 @@ def normal(stddev: float) -> initializers.Initializer:
     return initializers.truncated_normal(stddev)
 
 
-# What `model.remat=dots` keeps for the backward pass: results of products, and of sums that are small. By name, since
-# JAX's own policies do not look into functions with a written gradient.
+# The name of what `model.remat=dots` keeps for the backward pass: results of products, residual sums, and LayerNorm's
+# statistics. By name, since JAX's own policies do not look into functions with a custom gradient.
 KEPT = "kept"
 
 
 class Weight(NamedTuple):
     """A kernel as it is stored and trained, and as products read it: cast once a step, not at every use."""
 
-    stored: jax.Array  # float32; the gradient is its
+    stored: jax.Array  # float32; receives the gradient
     read: jax.Array  # in the compute dtype
 
 
 class Linear(nnx.Module):
     """`[..., in] -> [..., out]`, with bias. The kernel is a `Weight` by the time it is called.
 
-    `from_memory`: the gradient is the output of a Pallas kernel, so XLA cannot fuse its sum, the bias's gradient, into what
-    made it.
+    `from_memory`: the gradient that arrives is the output of a Pallas kernel, so XLA cannot fuse its sum, which is the bias's
+    gradient, into the operation that produces it.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Linear(nnx.Module):
         self.axes, self.from_memory = axes, from_memory
 
     def __call__(self, x: jax.Array, dtype: jnp.dtype | None = None, keeps_input: bool = False) -> jax.Array:
-        """Returns `dtype`, or that of `x`; `keeps_input`: for the backward pass, where layers are computed again."""
+        """The result has `dtype`, or else that of `x`; with `keeps_input`, `model.remat=dots` keeps `x` for the backward pass."""
         return linear(x, self.kernel.get_value(), self.bias[...], self.axes, dtype, keeps_input, self.from_memory)
 
 
@@ -79,8 +79,8 @@ def linear(
     """`[..., in]`, `[in, out]`, `[out]` -> `[..., out]`; products, and gradients of parameters, accumulate in float32.
 
     Its backward pass is written out for three reasons: the parameters' gradients, sums over all tokens, are not rounded
-    to bfloat16 on the way; XLA's CPU compiler multiplies several times faster where no operand is transposed; and what
-    is kept for it is the kernel as it is stored, `axes` spread over the mesh, put together again when it is needed.
+    to bfloat16 on the way; XLA's CPU compiler multiplies several times faster where no operand is transposed; and the
+    kernel is kept for it sharded over the mesh as it is stored, and gathered again, to the layout of `axes`, when needed.
     """
     x, kernel = _of_batch(x, axes[0]), constrain(kernel.read, *axes)
     y = (jnp.dot(x, kernel, preferred_element_type=jnp.float32) + bias).astype(dtype or x.dtype)
@@ -92,8 +92,8 @@ def _of_batch(x: jax.Array, axis: str) -> jax.Array:
 
 
 def _linear_forward(x, kernel, bias, axes, dtype, keeps_input, from_memory):
-    # A copy gets the name, not what the product reads: of a value that is both saved and read JAX rounds what is read as well,
-    # which costs a pass of its own after a kernel.
+    # The saved copy gets the name, not what the product reads: where one value is both saved and read, JAX inserts a rounding
+    # for the readers too, and after a kernel that costs a pass of its own.
     saved = checkpoint_name(x, KEPT) if keeps_input else x
     return linear(x, kernel, bias, axes, dtype), (saved, kernel.read)
 
@@ -109,9 +109,9 @@ def _linear_backward(axes, dtype, keeps_input, from_memory, saved, gradient):
 
 
 def sum_by_product(x: jax.Array) -> jax.Array:
-    """`[N, D]` -> `[D]` float32, for what lies in memory: elsewhere the sum is part of what makes `x`.
+    """The sum over rows as a product, `[N, D]` -> `[D]` float32, for an `x` whose producer XLA cannot fuse the sum into.
 
-    A TPU reads what a kernel has made for a product in a fourth of the time that its vector units take to add it up.
+    On a TPU a product over a kernel's output takes a quarter of the time that the vector units take to add it up.
     """
 
     def product(x):
@@ -123,8 +123,8 @@ def sum_by_product(x: jax.Array) -> jax.Array:
 
 def transpose(x: jax.Array) -> jax.Array:
     """`[M, N] -> [N, M]`, for a product."""
-    # On the CPU the product is several times as fast on rows that lie in order: with the transposition inside it, or left
-    # to be a matter of layout, XLA has no bfloat16 product for it. Elsewhere it costs nothing inside.
+    # On the CPU the product is several times as fast on a row-major operand: with the transpose fused into it, or expressed
+    # as a mere change of layout, XLA has no bfloat16 product for it. Elsewhere the fused transpose costs nothing.
     return jax.lax.platform_dependent(x, cpu=transposed_in_memory, default=jnp.transpose)
 
 
@@ -176,7 +176,7 @@ class LayerNorm(nnx.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """`[..., D]`, `[D]`, `[D]` -> `[..., D]` in the dtype of `x`; the backward pass takes one mean less than derived."""
+    """`[..., D]`, `[D]`, `[D]` -> `[..., D]` in the dtype of `x`; its own backward pass takes one mean fewer than JAX's."""
     return _layer_norm_forward(x, scale, bias, eps)[0]
 
 
@@ -219,9 +219,9 @@ def layer_norm_gradient(normal: jax.Array, factor: jax.Array, scaled: jax.Array)
 
 
 def add(x: jax.Array, y: jax.Array, rate: float, noise: Noise | None) -> jax.Array:
-    """`x + dropout(y)`, the input of a sub-layer and its float32 result, `[B, L, D]`, in the dtype of the input.
+    """`x + dropout(y)` for the input `x` of a sub-layer and its float32 output `y`, `[B, L, D]`, in the dtype of `x`.
 
-    Rounded once, and kept: the backward pass then draws the bits of dropout only for its own gradient.
+    Rounded once, and kept: the backward pass then draws dropout's bits for dropout's own gradient only, not for this sum.
     """
     total = (x + constrain(dropout(y, rate, noise), *WHOLE)).astype(x.dtype)
     return checkpoint_name(constrain(total, *WHOLE), KEPT)
@@ -248,7 +248,7 @@ def _gelu_backward(x, gradient):
 
 
 def normal_cdf(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """By the error function; for results in bfloat16, on accelerators, by a hyperbolic tangent, which they have in hardware.
+    """The normal CDF, by the error function; for bfloat16 results on accelerators by tanh, which they have in hardware.
 
     The polynomial is a minimax fit of `atanh(erf(x / sqrt(2)))`: it is off by less than 7e-6, where bfloat16 rounds by 2e-3.
     """
@@ -291,5 +291,5 @@ class Embeddings(nnx.Module):
         return dropout(x, self.dropout_rate, noise)
 
     def word_table(self) -> jax.Array:
-        """`[V, E]`, put together on every device: looking tokens up in a part of the width would cost more."""
+        """`[V, E]`, gathered whole on every device: looking tokens up in a table sharded by width would cost more."""
         return constrain(self.word[...], "vocab", "embedding")

@@ -26,7 +26,7 @@ _CONTRACT_FIRST = (((0,), (0,)), ((), ()))  # a.T @ b
 
 
 def longest(device_kind: str) -> int:
-    """The longest sequence whose keys and values fit into the memory next to the cores: up to v4 of 16 MiB."""
+    """The longest sequence whose keys and values fit into the memory next to the cores, which is 16 MiB up to v4."""
     return 2048 if device_kind in ("TPU v2", "TPU v3", "TPU v4") else 4096
 
 
@@ -119,7 +119,7 @@ def _call(settings, kernel, products, arrays, result, segment_ids, seeds, first_
         ),
     )
     projected, *gradient = arrays
-    # Seeds are flat: a row of its own is padded to 128 words, of which the scalars' memory holds few.
+    # Seeds are flat: each row of `[B, 2]` would be padded to 128 words, and the memory for scalars holds few such rows.
     inputs = (
         seeds.reshape(-1),
         first_head,

@@ -1,9 +1,9 @@
 """The end of a sub-layer, with its backward pass as one TPU kernel.
 
 Dropout, the residual connection and LayerNorm are a chain of small operations on `[B, L, D]`, bound by memory. In the
-forward pass XLA makes them part of the product before; in the backward pass sums over rows stand in between, and it reads
-and writes the same arrays several times, most of a step of a narrow model. Here a program takes some rows of an example
-once. Dropout is that of `models.noise`, bit for bit.
+forward pass XLA fuses them into the product before; in the backward pass the sums over rows prevent that, and XLA
+reads and writes the same arrays several times, which takes most of a narrow model's step. Here a program reads a block of
+an example's rows once. Dropout is that of `models.noise`, bit for bit.
 """
 
 import functools
@@ -24,9 +24,9 @@ _ELEMENTS = 3 * 2**17
 
 
 def is_used(config: EncoderConfig) -> bool:
-    """Whether a tower has the kernel: on TPUs, where rows fill the registers.
+    """Whether a tower uses the kernel: with the `pallas` attention, where rows fill whole registers.
 
-    XLA lays the arrays of a narrower tower out without the gaps that a kernel would need.
+    XLA stores the arrays of a narrower tower without the padding that a kernel would need.
     """
     return config.attention == "pallas" and config.hidden_size % 128 == 0
 
@@ -110,7 +110,7 @@ def _call(total, gradient, seeds, scale, rate, eps):
 
 
 def _rows(length: int, width: int) -> int:
-    """Rows of a program: all of an example, or the largest part of them that its memory holds."""
+    """How many rows a program takes: all of an example's, or the largest equal part of them that fits into memory."""
     parts = next(p for p in range(1, length + 1) if length % p == 0 and length // p * width <= _ELEMENTS)
     return length // parts
 

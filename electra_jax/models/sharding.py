@@ -11,10 +11,11 @@ from jax.sharding import PartitionSpec
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Lays `x` out by a logical axis name for each dimension; None, and names whose rule says so, are whole.
+    """Lays `x` out by a logical axis name for each dimension; one named None, or whose rule is None, stays whole.
 
     The rules and the mesh are those of `training.partitioning.activation_rules`, under which a step is traced; outside
-    of it, as on a single device, this is `x` itself. Of the mesh axes of a dimension the last are left out that do not divide it.
+    of it, as on a single device, this is `x` itself. Where the mesh axes of a dimension do not divide it evenly, trailing ones
+    are left out until the others do.
     """
     rules = dict(spmd.get_logical_axis_rules())
     return jax.lax.with_sharding_constraint(x, _spec(x.shape, axes, rules)) if rules else x
@@ -26,8 +27,8 @@ def is_spread() -> bool:
 
 
 def transposed_in_memory(x: jax.Array) -> jax.Array:
-    """`x.T`, `[M, N]`, as an array of its own with rows in order, where a compiler might leave it to be a matter of layout."""
-    # XLA cannot split a constraint on the layout over a mesh, and would put `x` together everywhere.
+    """`x.T` of a matrix, written out in row-major order, where the compiler might only relabel the layout of `x`."""
+    # XLA cannot partition a layout constraint over a mesh, and would gather all of `x` on every device.
     if is_spread():
         return jax.lax.optimization_barrier(x.T)
     return with_layout_constraint(jax.lax.optimization_barrier(x).T, Layout((0, 1)))
@@ -45,7 +46,7 @@ def on_each_device(
     inputs: Sequence[tuple[jax.Array, tuple[str | None, ...]]],
     outputs: Any,
 ) -> Any:
-    """`function` of the part of each array that a device holds, for what XLA cannot split by itself.
+    """Calls `function` on each device, on the parts of the arrays that it holds: for what XLA cannot partition by itself.
 
     Args:
       function: of as many arrays as there are `inputs`.
@@ -69,6 +70,6 @@ def _spec(shape: tuple[int, ...], axes: Sequence[str | None], rules: dict[str, A
 
 
 def _that_divide(size: int, names: Sequence[str], mesh: Mapping[str, int]) -> tuple[str, ...] | None:
-    """The most of the mesh axes, from the first on, that share out a dimension evenly."""
+    """The longest leading part of the mesh axes `names` that divides a dimension evenly; None where there is none."""
     counts = range(len(names), 0, -1)
     return next((names[:n] for n in counts if size % math.prod(mesh[name] for name in names[:n]) == 0), None)

@@ -1,7 +1,7 @@
 """What is as wide as the vocabulary: the output layer tied to the word embeddings, and its softmax.
 
 Arrays of `[N, Vp]` are the largest of a step. Each pass over one costs as much as several products, so the backward passes
-are written out to take few, and the sums of the softmax come by block, as sampling needs them too.
+are written by hand to make few of them, and the sums of the softmax are taken by block, which sampling needs too.
 """
 
 import jax
@@ -12,7 +12,7 @@ from electra_jax.models.sharding import is_spread
 
 # Logits come for a vocabulary padded to a multiple of this: the tile of a TPU, and blocks for sampling.
 BLOCK = 128
-# Logits whose sums by block are one product: a multiple of BLOCK.
+# How much of the vocabulary one product sums by block: a multiple of BLOCK.
 _AT_ONCE = 32_768
 
 
@@ -29,7 +29,7 @@ def _tied_logits_forward(rows, table, bias):
 def _tied_logits_backward(saved, gradient):
     rows, table = saved
     gradient = gradient.astype(rows.dtype)
-    # A slice would keep XLA from adding up all gradients of the table before the devices send them.
+    # The slice in `_sums_together` would keep XLA from adding up all gradients of the table before the devices exchange them.
     elsewhere = _sums_apart if is_spread() else _sums_together
     d_table, d_bias = jax.lax.platform_dependent(gradient, rows, cpu=_sums_apart, default=elsewhere)
     return gradient @ table, d_table, d_bias
@@ -40,7 +40,7 @@ def _sums_apart(gradient, rows):
 
 
 def _sums_together(gradient, rows):
-    # A pass over the gradient saved: the bias is the weight of an input that is always 1.
+    # This saves a pass over the gradient: the bias counts as the weight of an input that is always 1.
     inputs = jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], axis=1)
     both = jnp.dot(gradient.T, inputs, preferred_element_type=jnp.float32)
     return both[:, :-1], both[:, -1]
@@ -88,8 +88,9 @@ def block_sums(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sums of the softmax by block: `[..., Vp]` -> the highest logits `[...]`, and `[..., Vp / BLOCK]`, the sums of
     `exp(logits - highest)`.
 
-    On a TPU as a product: it would copy all of the logits, twice, to have blocks as an axis. Of a large vocabulary in parts, for
-    the product grows with the square of its size (250,112: by the compiler's estimate 25 ms of 2,432 tokens on a v5e, 49 at once).
+    On a TPU as a product, since making blocks an axis would copy all of the logits, twice. A large vocabulary goes in parts, since
+    the product grows with the square of its size (250,112 entries, 2,432 tokens, v5e: by the compiler's estimate 25 ms in parts,
+    49 at once).
     """
     size, highest = logits.shape[-1], logits.max(-1)
 

@@ -9,7 +9,7 @@ from electra_jax.models.electra import Text
 
 
 class TokenIds(NamedTuple):
-    """Ids the layout is read from and that objectives treat apart."""
+    """The special tokens: the layout is read from them, and objectives treat them differently from others."""
 
     pad: int
     cls: int
@@ -19,7 +19,7 @@ class TokenIds(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A batch of records; all `[B, L]` int32 but `index`, `[B]`, the place in the global batch."""
+    """A batch of records; all `[B, L]` int32 but `index`, `[B]`, a number for each record that its random draws depend on."""
 
     input_ids: jax.Array
     segment_ids: jax.Array  # 0 for padding; attention stays within equal numbers

@@ -13,7 +13,7 @@ class Mean(NamedTuple):
     weight: jax.Array
 
 
-# Edges of the score histogram that the area under the ROC curve is computed from.
+# Number of bins, and outermost edge, of the score histogram that the area under the ROC curve is computed from.
 AUC_BINS = 64 * 64
 _AUC_RANGE = 16.0
 
@@ -38,8 +38,8 @@ def mean(values: jax.Array, weights: jax.Array) -> Mean:
 def score_histogram(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
     """Counts of logits by bin for negatives and positives: `[2, AUC_BINS]` float32.
 
-    The bins are even in the logit, from -16 to 16. Counts of two digits (coarse and fine) come out of a
-    matrix product of one-hot rows, which every accelerator likes better than a scatter.
+    The bins are equally wide, from -16 to 16. A bin's index is split into two digits, coarse and fine, and counted by a
+    matrix product of their one-hot rows, which is faster than a scatter on every accelerator.
     """
     position = (jnp.clip(logits / _AUC_RANGE, -1, 1) + 1) / 2 * AUC_BINS
     index = jnp.clip(position.astype(jnp.int32), 0, AUC_BINS - 1).reshape(-1)

@@ -20,8 +20,8 @@ class Masked(NamedTuple):
 def choose(keys: jax.Array, batch: Batch, ids: TokenIds, config: ObjectiveConfig) -> Masked:
     """Draws the masked positions of each example, and masks them.
 
-    `mask_prob` of an example's real tokens are chosen among those that are not [CLS], [SEP] or [MASK]; of
-    the chosen ones `mask_token_prob` become [MASK] and the rest stays as it is (no random tokens: ELECTRA,
+    As many positions as `mask_prob` of an example's real tokens are chosen among those that are not [CLS], [SEP] or
+    [MASK]; of the chosen ones `mask_token_prob` become [MASK] and the rest stay as they are (no random tokens: ELECTRA,
     appendix; google-research/electra, pretrain_helpers.py).
 
     Args:
@@ -62,7 +62,7 @@ def replace(input_ids: jax.Array, masked: Masked, sampled_ids: jax.Array, duplic
     positions, used = masked.positions, masked.weights > 0
     same = (positions[:, :, None] == positions[:, None, :]) & used[:, :, None] & used[:, None, :]  # [B, M, M]
     if duplicates == "average":
-        # The reference adds up whatever falls on a position and divides, rounding down: an id unlike all of them.
+        # The reference averages all ids that fall on a position, rounding down, which gives an unrelated id.
         count = same.sum(-1)
         sampled_ids = (same * sampled_ids[:, None, :]).sum(-1) // jnp.maximum(count, 1)
     is_first = used & ~jnp.tril(same, k=-1).any(-1)

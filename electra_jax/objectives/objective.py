@@ -24,7 +24,7 @@ class Objective(Protocol):
         """What each loss counts for in the total."""
 
     def example(self, key: jax.Array, batch: Any) -> Any:
-        """The batch as losses are computed on it, `key` of this step; all leaves have the batch as their first axis."""
+        """What `terms` computes losses on, made from a batch with the step's `key`; each leaf has the batch as its first axis."""
 
     def denominators(self, example: Any) -> dict[str, jax.Array]:
         """The weight of each loss over all of `example`, known before any of it is computed."""

@@ -15,8 +15,8 @@ def replaced_token_detection(model: Electra, example: Example, config: Config) -
     """Runs generator, sampling and discriminator, and returns their losses.
 
     The discriminator's input is the original text with the samples put in, so no [MASK] is left; a token
-    counts as replaced where the sample differs from the original, so a lucky sample is original. Its loss
-    is over all real tokens, [CLS] and [SEP] included, as in the reference.
+    counts as replaced only where the sample differs from the original, not where the generator guessed right. The
+    discriminator's loss is over all real tokens, [CLS] and [SEP] included, as in the reference.
 
     Without a generator, replacements are drawn uniformly from the vocabulary, and the masked-LM loss is the
     constant that uniform guesses give.

@@ -22,7 +22,7 @@ def sample(
 ) -> jax.Array:
     """Draws token ids from softmax(logits / temperature); no gradient passes.
 
-    The same distribution as the reference's Gumbel-max, with two uniform numbers instead of one a token of
+    The same distribution as the reference's Gumbel-max, with two uniform numbers instead of one for every token of
     the vocabulary: the first chooses a block of the vocabulary by the blocks' probabilities, the second a
     token within it. Two, because one would leave too few bits for rare tokens within a block.
 

@@ -12,7 +12,7 @@ from electra_jax.objectives.masking import Masked
 
 
 class Randomness(NamedTuple):
-    """Everything random in a step, an entry an example; dropout is off where its noise is None."""
+    """Everything random in a step, one entry per example; dropout is off where its noise is None."""
 
     masking: jax.Array | None = None  # [B] keys
     sampling: jax.Array | None = None  # [B] keys

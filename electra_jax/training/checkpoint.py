@@ -30,7 +30,7 @@ class Saved(NamedTuple):
 
     config: Config
     step: int
-    sequences: int  # of the present length's, consumed: the position in the data
+    sequences: int  # consumed at the present length: the position in the data
     data: str  # digest of the data set; empty for imported weights, which have seen none
     tokenizer: dict[str, str]
     trained_length: int  # tokens of the longest text that the weights have been trained on, whoever did
@@ -74,12 +74,12 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def is_due(self) -> bool:
-        """Whether the last one is so long ago, by the clock of this process."""
+        """Whether the last save is `save_interval_minutes` or more ago, by the clock of this process."""
         return bool(self._seconds) and time.monotonic() - self._last_time >= self._seconds
 
     def should_save(self, step: int, is_due: bool) -> bool:
-        """Whether `step` is to be saved, as one that always is, or since one `is_due`, as all processes have agreed."""
-        # Processes may have agreed on `is_due` before the last one was made: not again at the next step.
+        """Whether to save `step`: by its number, or because all processes have agreed that a checkpoint `is_due`."""
+        # Right after a save, `is_due` does not count: processes may have agreed on it before that save was made.
         return (is_due and step > self._last_step + 1) or self._manager.should_save(step)
 
     def save(self, state: TrainState, saved: Saved) -> None:
@@ -167,7 +167,7 @@ def restore_params(origin: Origin, abstract: Params, fresh: Params | None = None
     Args:
       origin: the checkpoint.
       abstract: shapes, types and shardings.
-      fresh: where given, the values of those that the checkpoint has none of: the head of an objective new to it.
+      fresh: where given, the source of parameters that the checkpoint lacks, such as the head of a new objective.
 
     Raises:
       UserError: where shapes differ from those of `abstract`.

@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 class Interrupts:
     """While active, Ctrl-C and SIGTERM are noted, acted upon between two steps, by all processes at the same one.
 
-    A signal reaches one process. Each process tells all others of its own with a tiny collective at every `poll`, and
-    goes by the result of the poll before: with a poll a step, that has been computed when the step before has, which the
+    A signal reaches one process. At every `poll` each process shares the signal it has received in a tiny collective, and
+    acts on the result of the poll before: with one poll per step, that is ready once the step before is, which the
     reporter waits for anyway. All processes poll at the same points of the program, so they stop at the same point.
 
     In the same way process 0, whose clock counts, tells the others that a checkpoint is due.
@@ -50,7 +50,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def poll(self, save_is_due: bool = False) -> signal.Signals | None:
-        """The signal that all processes stop for, once there is one. To be called by all alike.
+        """The signal that all processes stop for, once there is one. All must call it at the same points.
 
         Args:
           save_is_due: whether it is time for a checkpoint; `save_is_agreed` then says so on all processes.

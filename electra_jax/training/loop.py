@@ -20,7 +20,7 @@ class Position(NamedTuple):
     """Where a run stands."""
 
     step: int
-    sequences: int  # consumed of this length's, counted on the host: 32 bits are too few for long runs
+    sequences: int  # consumed at this length; counted on the host, since 32 bits are too few for long runs
 
     def next(self, config: Config) -> "Position":
         """The position one step further on."""
@@ -53,8 +53,8 @@ def train(
 ) -> tuple[End, TrainState, Position]:
     """Trains from `start` to the end of the run or to a signal, and saves where it ends.
 
-    A step is reported and evaluated before it is saved, so what `metrics.jsonl` holds up to a checkpoint's
-    step is whole whenever the checkpoint exists; unless a signal cut the evaluation short.
+    A step is reported and evaluated before it is saved, so wherever a checkpoint exists `metrics.jsonl`
+    is complete up to its step, unless a signal cut the evaluation short.
 
     Args:
       config: of the run.
@@ -62,7 +62,7 @@ def train(
       start: the position of `state`.
       step_fn: the jitted step.
       batches: from `start` on, one a step.
-      evaluate: held-out figures of the parameters after a step, None where a signal came in between; or None.
+      evaluate: gives held-out figures of the parameters after a step, or None if a signal cuts it short; None: no evaluation.
       checkpoints, saved: where checkpoints go, and what they say of the run.
       reporter: takes metrics.
       interrupts: active.

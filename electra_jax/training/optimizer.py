@@ -36,7 +36,7 @@ def learning_rate(step: jax.Array, config: Config) -> jax.Array:
 
 
 def cooldown_start(config: Config) -> int | None:
-    """The step from which on a level learning rate decays to 0; none of other schedules. From it a run can go on level."""
+    """The step at which the cooldown of `wsd` begins, None without one; a run can also go on from there at the level rate."""
     settings = config.optimizer
     begins = settings.schedule == "wsd" and settings.cooldown_steps
     return config.train.num_train_steps - settings.cooldown_steps if begins else None
@@ -65,7 +65,7 @@ def make_optimizer(config: OptimizerConfig, axes: Params) -> optax.GradientTrans
     else:
         adam = adam_without_bias_correction(config.beta1, config.beta2, config.eps)
     decay = optax.add_decayed_weights(config.weight_decay, mask=is_decayed(axes, config.decay_embeddings))
-    # Where replicas are told apart they are clipped there; the state has the same form either way.
+    # `per_replica` clips where the gradients are computed (`training.step`); the state has the same form either way.
     is_global = config.clipping == "global"
     clip = optax.clip_by_global_norm(config.clip_norm) if is_global else optax.identity()
     return optax.chain(clip, adam, decay)

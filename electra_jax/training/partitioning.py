@@ -28,7 +28,7 @@ PARAMETERS: dict[str, str | None] = {
     "single": None,
 }
 
-# The mesh axes of what is computed. A parameter is used as these say: over fsdp it is put together for each use.
+# The mesh axes of activations. Parameters in use follow these too: what is sharded over fsdp is gathered for each use.
 ACTIVATIONS: dict[str, tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
     "batch_of_logits": ("data", "fsdp", "tensor"),
@@ -85,10 +85,10 @@ def compiler_options(mesh: Mesh, accumulation: int = 1) -> dict[str, str]:
     """Options of the compiler that programs for `mesh`, which compute a batch in `accumulation` parts, need."""
     options = {}
     if _slices(mesh.devices.flat) > 1:
-        # Without it the TPU compiler (libtpu 0.0.50) ends at gradients between slices: `AllReduceScatterFusion not implemented`.
+        # Else the TPU compiler (libtpu 0.0.50) fails on gradients between slices: `AllReduceScatterFusion not implemented`.
         options["xla_tpu_decompose_every_reduce_scatters_hlos"] = "true"
     if mesh.devices.flat[0].platform == "tpu" and mesh.shape["tensor"] > 1 and accumulation > 1:
-        # It sums the gradient of a table that is shared out by rows wrongly over the parts (openxla/xla, issue 49143).
+        # This pass sums the gradient of a row-sharded table over the parts incorrectly (openxla/xla, issue 49143).
         options["xla_disable_hlo_passes"] = "while-loop-all-reduce-code-motion"
     return options
 
@@ -117,8 +117,8 @@ def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     """A `NamedSharding` for each parameter, from its logical axes.
 
     A dimension that its mesh axis does not divide stays whole (the vocabulary of 30,522 does on most
-    meshes); `run.json` shows how each parameter came out. Vectors are whole over fsdp: to put one together takes
-    longer than its bytes are worth. Of two dimensions with the same mesh axis, the first gets it.
+    meshes); `run.json` shows how each parameter came out. Vectors are not split over fsdp: gathering one takes
+    longer than the memory it saves is worth. Of two dimensions with the same mesh axis, the first gets it.
     """
 
     def sharding(names: PartitionSpec, shape: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -136,13 +136,13 @@ def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
 
 
 def shardings_of(abstract: Any) -> Any:
-    """Where the arrays of a tree lie, as jit takes it."""
+    """The shardings of a tree's arrays, in the form that jit takes."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
 @contextlib.contextmanager
 def activation_rules(mesh: Mesh) -> Iterator[None]:
-    """To trace a step for `mesh` under: what the models say of their activations takes effect."""
+    """A context for tracing a step for `mesh`, in which the models' constraints on activations take effect."""
     if mesh.size == 1:
         yield
         return
@@ -162,7 +162,7 @@ def batch_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def place(rows: Any, mesh: Mesh, batch_size: int) -> Any:
-    """Global arrays `[batch_size, ...]`, for a tree of arrays of which this process gives its rows (`batch_rows`)."""
+    """Global arrays `[batch_size, ...]` from a tree of arrays that hold only the rows of this process (`batch_rows`)."""
     sharding, numbers = NamedSharding(mesh, BATCH), batch_rows(mesh, batch_size)
 
     def array(x: np.ndarray) -> jax.Array:

@@ -52,10 +52,10 @@ def resolve(config: Config, mesh: Mesh) -> ModelConfig:
 
 
 def choose_attention(config: Config, device: jax.Device, tensor: int = 1) -> str:
-    """What `model.attention` comes to on `device`, of `tensor` that share the heads.
+    """What `model.attention` resolves to on `device`, one of `tensor` devices that share the heads.
 
     Raises:
-      UserError: for one that cannot be had there.
+      UserError: for one that is not available there.
     """
     model = config.model
     towers = [tower for tower in (model.generator, model.discriminator) if tower]
@@ -67,12 +67,12 @@ def choose_attention(config: Config, device: jax.Device, tensor: int = 1) -> str
 
 
 def choose_layers(model: ModelConfig, device: jax.Device) -> tuple[str, str]:
-    """What `model.unroll` and `model.remat` come to on `device`: (`all` or `none`, `none`, `dots` or `full`).
+    """What `model.unroll` (`all`, `none`) and `model.remat` (`none`, `dots`, `full`) resolve to on `device`.
 
-    A loop has to stack what each layer leaves for the backward pass, on a TPU to copy it out again for the attention kernel,
-    and to send gradients with each part of a batch: for 24 layers in 16 parts half of the time. Layers that are written out
-    take longer to compile, minutes for a TPU; the compiler then sees itself what is cheap to compute again, and needs less
-    memory than by `dots`.
+    A loop has to stack what each layer leaves for the backward pass, on a TPU copy it out again for the attention kernel,
+    and exchange gradients after each part of a batch: half of the time for 24 layers in 16 parts. Unrolled layers take
+    longer to compile, minutes for a TPU, but the compiler then finds by itself what is cheap to recompute, and needs less
+    memory than with `dots`.
     """
     few = 24 if device.platform == "tpu" else 4
     unroll = model.unroll if model.unroll != "auto" else ("all" if model.num_hidden_layers <= few else "none")
@@ -120,9 +120,9 @@ def _choose_cudnn(model: ModelConfig, towers: list[EncoderConfig], lengths: Sequ
 
 
 def compiles_fused(tower: EncoderConfig, length: int, implementation: str = "cudnn") -> bool:
-    """Whether its attention compiles here by cuDNN, with mask and gradient: the only way to know.
+    """Whether the tower's attention compiles here with cuDNN, mask and gradient included: trying is the only way to know.
 
-    `implementation="xla"` works everywhere, so that tests can ask it of a machine without cuDNN.
+    `implementation="xla"` works everywhere, so that tests can run this on a machine without cuDNN.
     """
     heads = tower.num_attention_heads
     projected = jax.ShapeDtypeStruct((3, 1, length, heads, tower.hidden_size // heads), jnp.bfloat16)
@@ -143,9 +143,9 @@ class Program:
 
     Attributes:
       config, objective, mesh: as given.
-      model: `config.model` with what is `auto` there decided for the mesh.
-      architecture: of it.
-      evaluation_batch_size: what `evaluation.batch_size` is rounded up to, for the devices to share it evenly.
+      model: `config.model` with every `auto` decided for the mesh.
+      architecture: the `Architecture` of `model`.
+      evaluation_batch_size: `evaluation.batch_size` rounded up, so that the devices share it evenly.
       abstract: the train state as shapes with shardings.
     """
 
@@ -173,13 +173,13 @@ class Program:
 
     @functools.cached_property
     def fresh_params(self) -> Callable[[int], Params]:
-        """seed -> parameters, made where they lie; a seed is no part of the program, which is compiled once for all."""
+        """seed -> parameters, created already sharded; the seed is an argument, so one compiled program serves all seeds."""
         make = functools.partial(fresh_params, self.architecture)
         compiled = jax.jit(make, out_shardings=partitioning.shardings_of(self.abstract.params))
         return lambda seed: compiled(np.uint32(seed))
 
     def init(self, params: Params | None = None) -> TrainState:
-        """The state before the first step, with `params`, which stay, or with fresh ones."""
+        """The state before the first step, with `params`, which are not donated, or with fresh ones."""
         make = functools.partial(new_state, self.config, self.architecture)
         is_fresh = params is None
         params = self.fresh_params(self.config.seed) if is_fresh else params
@@ -226,6 +226,6 @@ class Setup(Program):
         batches: Iterable[tuple[np.ndarray, np.ndarray]],
         is_cut_short: Callable[[], bool] = lambda: False,
     ) -> HeldOut | None:
-        """What `params` make of this process's rows of `batches`, or None where it was cut short."""
+        """Held-out figures of `params` over `batches`, given as this process's rows; None where it was cut short."""
         batches = self.place(batches, self.evaluation_batch_size)
         return evaluate(self.evaluation_step, params, batches, is_cut_short)

@@ -72,7 +72,7 @@ def replay(
       masked_positions: `[B, M]` int32, positions to predict, any number `M` of slots.
       masked_weights: `[B, M]`, 1 for slots that are used and 0 for the others.
       masked_input_ids: `[B, L]` int32, the generator's input.
-      sampled_ids: `[B, M]` int32, the replacements; not read by masked language modelling alone.
+      sampled_ids: `[B, M]` int32, the replacements; not used where `model.towers` is `masked_lm`.
 
     Returns:
       The next state, and the figures of the step by their names in `metrics.jsonl`, as scalars.
@@ -86,7 +86,7 @@ def replay(
     return new, {name: mean.total / jnp.maximum(mean.weight, 1) for name, mean in metrics["means"].items()}
 
 
-# A batch whose layout was read elsewhere has no more use for them.
+# Not used for a batch whose layout and masks are given.
 _NO_IDS = TokenIds(0, 0, 0, 0, False)
 
 
@@ -110,7 +110,7 @@ def make_train_step(config: Config, architecture: Architecture, objective: Objec
 def make_diagnosis(config: Config, architecture: Architecture, objective: Pretraining, mesh: Mesh):
     """(params, step, input_ids) -> what a step does before it updates: its batch, masks, samples, terms, gradients' norms."""
 
-    # Clipped by its norm, one part that is not finite would make all of a gradient so.
+    # Without clipping per replica: dividing by a norm that is not finite would spoil the gradients that are.
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, clipping="global"))
 
     def diagnose(params: Params, step: jax.Array, input_ids: jax.Array) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def _sum_over_parts(compute: Callable[[Any], Any], example: Any, parts: int) -> 
         new = loss, gradients, terms._replace(sampled_ids=None, verdicts=None)
         return jax.tree.map(jnp.add, total, new), terms.sampled_ids
 
-    # Each part takes every so-manieth example: all devices have their share in all parts.
+    # Each part takes every `parts`-th example, so that every device has a share of every part.
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), example)
     loss, gradients, terms = jax.eval_shape(compute, jax.tree.map(lambda x: x[0], split))
     shapes = loss, gradients, terms._replace(sampled_ids=None, verdicts=None)
