@@ -33,7 +33,7 @@ from electra_jax.training.checkpoint import Checkpoints, Saved
 from electra_jax.training.interrupts import Interrupts
 from electra_jax.training.setup import Setup
 
-# Steps that are not counted: the first compiles, the next ones find their memory.
+# Untimed steps: the first one compiles, and memory use settles only over the next ones.
 _WARMUP = 3
 _READING_SECONDS = 2.0
 
@@ -41,7 +41,7 @@ _READING_SECONDS = 2.0
 def main(argv: list[str]) -> None:
     parser = cli.parser("electra_jax.benchmark", "Times training: data, steps, reports and checkpoints.")
     parser.add_argument(
-        "--steps", type=cli.positive, default=10, help=f"timed, after {_WARMUP} that are not (default: 10)"
+        "--steps", type=cli.positive, default=10, help=f"steps to time, after {_WARMUP} untimed ones (default: 10)"
     )
     cli.add_json(parser)
     args, overrides = cli.parse(parser, argv)
@@ -111,7 +111,7 @@ def benchmark(config: Config, steps: int) -> dict[str, Any]:
 
 
 def _beside(config: Config, times: dict[str, list[float]]) -> dict[str, float]:
-    """Seconds beside each step, of reports and checkpoints at the intervals of `config`; evaluations are not counted."""
+    """Seconds spent besides each step, with reports and checkpoints at the intervals of `config`, without evaluations."""
     return {
         "data": statistics.median(times["data"]),
         "report": statistics.median(times["report"]) / config.reporting.interval_steps,
@@ -152,7 +152,7 @@ def _timed_loop(config: Config, setup: Setup, inputs: Inputs, prepared: Prepared
         reporter.close()
         checkpoints.close()
     if end != loop.End.FINISHED:
-        raise KeyboardInterrupt  # figures of fewer steps are none
+        raise KeyboardInterrupt  # too few steps for any figures
     return clock.parts(_WARMUP)
 
 
@@ -165,7 +165,7 @@ class _Clock:
         self._last: float | None = None
 
     def timed(self, part: str, function: Callable[..., Any], wait: bool = False) -> Callable[..., Any]:
-        """`function` with its calls timed; with `wait`, until what it returns is there."""
+        """`function` with its calls timed; with `wait`, each until its result has been computed."""
         seconds = self._seconds.setdefault(part, [])
 
         def call(*args: Any) -> Any:
@@ -184,7 +184,7 @@ class _Clock:
         return call
 
     def parts(self, warmup: int) -> dict[str, list[float]]:
-        """Without the first `warmup` calls of each part, but for what is called once."""
+        """Seconds by part without the first `warmup` calls; a part with no more calls than that keeps them all."""
         return {part: seconds[warmup:] or seconds for part, seconds in self._seconds.items()}
 
 

@@ -49,7 +49,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 
 def _exhausted(error: Exception) -> RunFailed | None:
-    """What an error says of a device's memory or a disk that is full, which each library has its own errors for."""
+    """The failure behind an error that means a full disk or device memory, which every library reports differently; else None."""
     import jax
 
     text = str(error)
@@ -113,7 +113,7 @@ def output_file(text: str) -> Path:
     """A file to be written at the end of the work, as the type of an argument.
 
     Raises:
-      UserError: for a folder, or where there is none to write into.
+      UserError: for a folder, or where its parent is not a folder that can be written to.
     """
     path = Path(text).expanduser()
     if path.is_dir():
@@ -124,9 +124,9 @@ def output_file(text: str) -> Path:
 
 
 def end_at_once(*_: Any) -> NoReturn:
-    """A handler of SIGTERM while nothing is to be saved: before the first step, and between the runs of several seeds.
+    """Handles SIGTERM while there is nothing to save: before the first step, and between the runs of several seeds.
 
-    The other processes of a run, where they got no signal, end with this one's heartbeat.
+    The other processes of a run, if they got no signal themselves, end once this one's heartbeat stops.
     """
     print("preempted with nothing to be saved; the same command goes on", flush=True)
     os._exit(0)

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
         args.hlo.write_text(compiled.program.as_text())
 
 
-# What custom kernels are taken to reach of the peak, where memory does not take longer.
+# The share of peak FLOP/s that custom kernels are assumed to reach, where memory traffic does not take longer.
 _KERNEL_SHARE = 0.5
 
 
@@ -115,7 +115,7 @@ _TOKEN_IDS = TokenIds(pad=0, cls=1, sep=2, mask=3, two_segments=False)
 
 
 def find_batch(config: Config, slices: Topology, devices: list[jax.Device]) -> Compiled:
-    """The step with the largest batch that fits, to an eighth: `train.batch_size` doubled or halved, then between.
+    """The step with the largest batch that fits, to within an eighth: doubles or halves `train.batch_size`, then bisects.
 
     Raises:
       DoesNotFit: where not even the smallest does.

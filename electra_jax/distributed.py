@@ -27,8 +27,8 @@ _A_WEEK = 7 * 24 * 3600 * 1000  # milliseconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags for machines whose environment does not say it itself, as TPU pods, SLURM and Open MPI do."""
-    group = parser.add_argument_group("several processes (found by itself on TPU pods, under SLURM and Open MPI)")
+    """Adds the flags for machines whose environment does not name the processes itself, as TPU pods, SLURM and Open MPI do."""
+    group = parser.add_argument_group("several processes (detected automatically on TPU pods, under SLURM and Open MPI)")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     group.add_argument("--num_processes", type=int, metavar="N")
     group.add_argument("--process_id", type=int, metavar="I", help="from 0 on")
@@ -97,7 +97,7 @@ def say(text: str) -> None:
 
 
 def together(compute: Callable[[], T], what: str) -> T:
-    """`compute()` on every process, none of which goes on where it failed on another.
+    """Runs `compute()` on every process; if it fails on one, none of them goes on.
 
     Raises:
       OthersFailed: where it failed on another.
@@ -108,7 +108,7 @@ def together(compute: Callable[[], T], what: str) -> T:
 
 
 def first_then_others(compute: Callable[[], T], what: str) -> T:
-    """`compute()` on process 0, then on the others, which find on a shared disk what it has left.
+    """Runs `compute()` on process 0, then on the others, which find its results on a shared disk.
 
     Raises:
       OthersFailed: where it failed on another.

@@ -14,7 +14,7 @@ def missing_extra(what: str, extra: str) -> UserError:
 
 
 class OthersFailed(Exception):
-    """Other processes of the run, or a bucket, cannot be reached or have failed: nothing is wrong here, and a new try may do.
+    """Other processes of the run, or a bucket, cannot be reached or have failed: nothing is wrong here, and a retry may work.
 
     One line, and exit status 75, which is EX_TEMPFAIL of sysexits.h.
     """

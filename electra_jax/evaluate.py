@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
     args, overrides = cli.parse(parser, argv)
     origin = checkpoint.find_in(args.workdir, args.step)
     saved = checkpoint.read_saved(origin)
-    # On the devices that are here, which need not be those it was trained on, nor share the batch of training.
+    # On the devices at hand, which need not be those it was trained on, nor divide the training batch evenly.
     config = cli.apply_overrides(config_loading.to_dict(saved.config) | {"mesh": {}}, overrides)
     mesh = make_mesh(config.mesh)
     prepared = build.prepare(config, tokenizer=tokenizer_lib.from_json(saved.tokenizer))

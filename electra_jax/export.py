@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
         action="store_true",
         help="with --push_to: every checkpoint that was kept, each as revision step-N",
     )
-    parser.add_argument("--private", action="store_true", help="with --push_to: models that are made are private")
+    parser.add_argument("--private", action="store_true", help="with --push_to: create new repositories as private ones")
     args = cli.arguments(parser, argv)
     for flag in ("push_every_step", "private"):
         if getattr(args, flag) and not args.push_to:

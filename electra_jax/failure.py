@@ -1,4 +1,4 @@
-"""What is left of a run whose loss or gradient was not finite: all of the step at which it happened."""
+"""What a run leaves behind when a loss or gradient is not finite: everything about the step where that happened."""
 
 import json
 import math

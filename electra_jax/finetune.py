@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         help="the encoder: a work directory, or an exported or imported model",
     )
     parser.add_argument(
-        "--random_weights", action="store_true", help="of --init only sizes and vocabulary: the baseline"
+        "--random_weights", action="store_true", help="take only sizes and vocabulary from --init, not its weights: the baseline"
     )
     parser.add_argument(
         "--workdir", metavar="DIR", help="where everything about the runs goes (default: runs/finetune-CONFIG-TASK)"
@@ -85,7 +85,7 @@ def _task(config: FinetuneConfig, data: TaskData, encoder: Encoder, workdir: epa
 def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder, workdir: epath.Path) -> int:
     """Runs the configurations of a file one after the other, and prints what they come to beside what is published."""
     file, found = path.rpartition(":")[0] if ".py:" in path else path, []
-    # All before the first: a mistake in the last shows now.
+    # All are read before the first one runs, so that a mistake in the last shows now.
     configs = [cli.load_finetune_config(f"{file}:{word}", overrides) for word in words]
     data = distributed.together(lambda: [_measured(config) for config in configs], "reading the tasks")
     for word, config in zip(words, configs, strict=True):

@@ -40,7 +40,7 @@ class Point(NamedTuple):
 def main(argv: list[str]) -> None:
     parser = cli.parser("electra_jax.growth", "How a step's time grows with length, batch, layers and vocabulary.")
     parser.add_argument(
-        "--steps", type=cli.positive, default=5, help="timed of each size, after two that are not (default: 5)"
+        "--steps", type=cli.positive, default=5, help="steps to time at each size, after two untimed ones (default: 5)"
     )
     cli.add_json(parser)
     parser.add_argument(
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
 
 
 def points(config: Config) -> list[Point]:
-    """The sizes to be timed around those of `config`, of its first length and a batch of 16."""
+    """The sizes to time: one grows at a time, from those of `config`, its first length and a batch of 16."""
     length, layers, vocab_size = config.phases[0].length, config.model.num_hidden_layers, config.tokenizer.vocab_size
     return [
         *(Point("length", n, max(1, _TOKENS // n), layers, vocab_size) for n in _LENGTHS),

@@ -31,7 +31,7 @@ class Evaluator:
         self._probe = _probe(probed, setup, prepared, workdir) if probed else None
 
     def until(self, interrupts: Interrupts) -> Callable[[Params, int], dict[str, float] | None] | None:
-        """(params, step) -> figures, unless a signal comes in between; None where nothing is held out."""
+        """A function (params, step) -> figures, or None if a signal comes in between; no function where nothing is held out."""
 
         def evaluate(params: Params, step: int) -> dict[str, float] | None:
             found = self._setup.evaluate(params, self._inputs.held_out(step), lambda: interrupts.poll() is not None)
@@ -51,7 +51,7 @@ class Evaluator:
 
 
 def read_probe(config: ProbeConfig) -> Probed | None:
-    """The fine-tuning that a configuration asks to be probed with, and its data; raises `UserError` as that would."""
+    """The fine-tuning that a configuration asks to be probed with, and its data; raises `UserError` as fine-tuning would."""
     if not config.config:
         return None
     from electra_jax.tasks import data

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--restart_schedule",
         action="store_true",
-        help="count steps from 0 again; otherwise learning rate and end of the run go by the steps the checkpoint has behind it",
+        help="count steps from 0 again; otherwise schedule and end of the run include the steps the checkpoint has already done",
     )
     args, overrides = cli.parse(parser, argv)
     base = cli.load_config(args.config, overrides) if args.config else cli.apply_overrides({}, overrides)

@@ -1,4 +1,4 @@
-"""How a run that trains on the CPU uses memory: one step's at a time, kept for the next (glibc; elsewhere left as it is)."""
+"""Memory of a run that trains on the CPU: that of one step at a time, kept for the next (with glibc; else left as it is)."""
 
 import collections
 import ctypes
@@ -11,11 +11,11 @@ import jax
 
 
 def set_up() -> None:
-    """Has what is freed kept for the next use, and each step wait for the memory of the one before.
+    """Keeps freed memory for reuse, and makes each step wait until the one before has freed its memory.
 
-    For commands that train, before JAX has looked for devices. A step on the CPU frees and takes hundreds of megabytes to
-    gigabytes. Handed back to the kernel each time, their pages are cleared and mapped again in every step, which took up to
-    half of it. And a step that is dispatched while another one's memory is still being freed takes as much again.
+    For commands that train, to be called before JAX looks for devices. A step on the CPU allocates and frees hundreds of
+    megabytes to gigabytes. If these go back to the kernel each time, it clears and maps the pages again in every step, which
+    took up to half of its time. And a step dispatched while the memory of another is still being freed needs as much again.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     mallopt = _glibc("mallopt")
@@ -26,11 +26,11 @@ def set_up() -> None:
 
 
 def settled(step: Callable[..., Any]) -> Callable[..., Any]:
-    """`step`, a jitted function of (state, batch), with its memory in one place.
+    """`step`, a jitted function of (state, batch), kept from fragmenting its memory.
 
-    What stays from the first steps (compiling, metrics) lies in the midst of the memory they took, so that later ones find
-    no room there and take as much again. Handing the holes back once, after each of the first two steps of a batch's
-    shape, halves the peak.
+    What outlives the first steps (from compiling, metrics) lies scattered over the memory they used, so that later steps
+    find no room there and take as much again. Returning the gaps to the kernel after each of the first two steps of a
+    batch shape halves the peak.
     """
     trim = _glibc("malloc_trim")
     if trim is None or jax.default_backend() != "cpu":

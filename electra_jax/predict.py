@@ -25,15 +25,15 @@ from electra_jax.tasks.of_kind import predicting
 
 # Examples that are read before they are sorted by length and labelled.
 _BUFFER = 4096
-# As in a task's folder, but for plain text, which is an example a line here.
+# As in a task's folder, except for plain text, which has one example per line here.
 _BY_SUFFIX = {f".{ending}": form for ending, form in formats.FORMATS.items() if ending != "txt"}
 
 
 def main(argv: list[str]) -> None:
     parser = cli.parser(
         "electra_jax.predict",
-        "Labels text: a JSON object a line. Plain text has an example a line, a pair's texts or a question and its context with a "
-        "tab between, words to be tagged with spaces.",
+        "Labels text: a JSON object a line. Plain text has one example per line: the texts of a pair, or a question and its "
+        "context, separated by a tab; words to be tagged, by spaces.",
         with_config=False,
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="a folder that finetune wrote: WORKDIR/model")
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
             try:
                 target.write("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in shown))
                 target.flush()
-            except BrokenPipeError:  # whoever reads wants no more of it, such as `head`
+            except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 break
             count, num_cut = count + len(found), num_cut + kind.num_cut

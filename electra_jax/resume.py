@@ -92,7 +92,7 @@ def _is_own(origin: Origin, workdir: epath.Path) -> bool:
 def start_state(
     setup: Setup, prepared: build.Prepared, origin: Origin | None, saved: Saved | None, weights: Origin | None
 ) -> tuple[TrainState, loop.Position, int]:
-    """What to begin with: of a checkpoint, with another run's weights, or fresh.
+    """The state to begin with: that of a checkpoint, a new one with another run's weights, or a fresh one.
 
     Returns:
       The state, its position, and the tokens of the longest text that it has been trained on.
@@ -115,7 +115,7 @@ def start_state(
                 f"{tokenizer_lib.digest(prepared.tokenizer)}: its ids mean other tokens. Use the same tokenizer settings "
                 "and source, or tokenizer.vocab_file"
             )
-        # Masked LM has all of its encoder but a head that says what was replaced.
+        # A masked-LM model has everything that a tied one needs except the discriminator's head.
         begins = donor.config.model.towers == "masked_lm" and setup.config.model.towers == "tied"
         fresh = setup.fresh_params(setup.config.seed) if begins else None
         params = checkpoint.restore_params(weights, setup.abstract.params, fresh)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-# Where TensorFlow is installed, etils would go to buckets through it: slowly, and by files that are none of Python's.
+# Where TensorFlow is installed, etils would use it for buckets: slowly, and with files unlike Python's own.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
 
@@ -32,7 +32,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 
 def write(path: epath.PathLike, content: bytes | str) -> None:
-    """Writes a file; whoever is killed on the way leaves none, or `NAME.partial`."""
+    """Writes a file; a process killed meanwhile leaves what was there before, and perhaps `NAME.partial`."""
     path = epath.Path(path)
     data = content.encode() if isinstance(content, str) else content
     if is_remote(path):  # an object appears when it is complete
@@ -58,7 +58,7 @@ def scratch(destination: epath.PathLike) -> Path:
 
 @contextlib.contextmanager
 def new_folder(destination: epath.PathLike) -> Iterator[Path]:
-    """A folder on this machine to fill, which then takes the place of `destination`; whoever fails on the way leaves none.
+    """A folder on this machine to fill, which then replaces `destination`; after a failure nothing is left of it.
 
     In a bucket, where nothing can be renamed, its files appear one by one.
     """

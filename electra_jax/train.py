@@ -115,7 +115,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
         profiling as step_fn,
         contextlib.ExitStack() as closing,
     ):
-        # From below: what was trained is written before anything else can fail.
+        # Closed from the last to the first: what was trained is written before anything else can fail.
         if distributed.is_first():
             closing.callback(report.try_write, workdir, distributed.say)
         closing.callback(reporter.close)

@@ -19,7 +19,7 @@ def locked(workdir: epath.Path) -> Iterator[None]:
     """
     distributed.first_then_others(lambda: cli.make_directory("--workdir", workdir), "--workdir")
     distributed.check_shared("--workdir", workdir)
-    # A file left in a lock's place, the library's way where there are no locks, would outlive a process that is killed.
+    # The library's fallback where there are no locks, a mere file in place of one, would outlive a process that is killed.
     lock = filelock.FileLock(workdir / ".lock", timeout=0, fallback_to_soft=False)
     held = distributed.is_first() and not storage.is_remote(workdir)
     error: Exception | None = None

@@ -93,8 +93,8 @@ def prepare(
         _check_together(config, text.corpora, of_length)
     if storage.is_remote(config.data.directory) and config.data.shuffle == "full":
         say(
-            f"WARNING: config.data.shuffle=full asks {config.data.directory} for each sequence by itself, which accelerators may "
-            "have to wait for; blocks reads neighbours together"
+            f"WARNING: config.data.shuffle=full requests each sequence from {config.data.directory} by itself, which may keep "
+            "accelerators waiting; blocks reads neighbouring sequences together"
         )
     return Prepared(sets, tokenizer)
 
@@ -122,7 +122,7 @@ _EMPTY = {
 
 @contextlib.contextmanager
 def _alone(name: str, root: epath.Path, say: Say) -> Iterator[None]:
-    """Runs on a machine that prepare in the same place wait for each other; several machines write the same to a bucket."""
+    """Makes runs that prepare data in one place wait for each other; for a bucket, only on one machine: others write the same."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         place = tempfile.gettempdir() if storage.is_remote(root) else root
@@ -133,7 +133,7 @@ def _alone(name: str, root: epath.Path, say: Say) -> Iterator[None]:
         except filelock.Timeout:
             say(f"waiting for another run that prepares data in {root}")
             lock.acquire()
-        except PermissionError:  # somebody else's: what is missing may still be for us to write
+        except PermissionError:  # somebody else's lock: we may still be able to write what is missing
             pass
         except (OSError, NotImplementedError) as error:
             if not storage.is_without_locks(error):
@@ -185,8 +185,8 @@ def _trained_tokenizer(text: Text) -> Tokenizer:
         text.say(f"the text gave {made:,} tokens, fewer than tokenizer.vocab_size={wanted:,}")
     if made < 0.8 * wanted:
         text.say(
-            "WARNING: that is every piece it has more than once, most of them too rare to be learnt; 8,000 for some megabytes "
-            "to 60,000 for gigabytes are usual"
+            "WARNING: these are all pieces that occur in it more than once, most of them too rare to be learnt; usual sizes are "
+            "from 8,000 for some megabytes to 60,000 for gigabytes"
         )
     return trained
 

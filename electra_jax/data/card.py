@@ -66,7 +66,7 @@ def data_card(made: DataSet, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _texts(made: DataSet, tokenizer: Tokenizer) -> list[str]:
-    """Training sequences, drawn evenly, as the tokenizer reads them back; documents end with a line."""
+    """Training sequences, drawn at random, as the tokenizer decodes them; each document begins a new line."""
     records = Records(made, TRAIN)
     count = min(_LOOKED_AT, len(records))
     numbers = np.random.default_rng(0).choice(len(records), count, replace=False)
@@ -139,7 +139,7 @@ blockquote {{ margin: .8rem 0; padding: .2rem .8rem; border-left: 3px solid var(
 </style></head><body>
 <h1>{name}</h1><p>From {sources}.</p>
 <table>{rows}</table>
-<h2>Documents by length</h2><p>Documents of up to so many tokens, from half as many on.</p>{lengths}
+<h2>Documents by length</h2><p>The number of documents of up to this many tokens, and more than half as many.</p>{lengths}
 <h2>Languages</h2>{languages}
 <h2>Passed over</h2><ul>{passed_over}</ul>
 <h2>Five sequences</h2><p>As the tokenizer reads them back; a new document begins on a new line.</p>{examples}

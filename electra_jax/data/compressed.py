@@ -22,7 +22,7 @@ def open_file(path: str) -> IO[bytes]:
             return lzma.open(file, "rb")
         case ".zst":
             return io.BufferedReader(_Zstandard(file), 1 << 20)
-        case _:  # fsspec's files do not take the length of a line at the most
+        case _:  # `readline` of fsspec's files takes no limit
             return io.BufferedReader(file, 1 << 20) if storage.is_remote(path) else file
 
 

@@ -32,10 +32,9 @@ from electra_jax.data.tokenizer import Tokenizer
 
 TRAIN, VALIDATION = "train", "validation"
 VERSION = "2.0.0"
-# Sequences that are stored together: what is read at once, where they are not read one by one. The last record of a
-# shard is filled up with padding.
+# Sequences in a record, the least that is read at once. The last record of a shard is filled up with padding.
 RECORD_SEQUENCES = 16
-# Text that is packed at a time, and the reach of the order in which a shard is written.
+# Characters of text whose documents are packed, and the resulting sequences shuffled, at a time.
 _CHUNK_CHARACTERS = 1 << 26
 # Characters that are tokenised at a time.
 _BATCH_CHARACTERS = 1_000_000
@@ -214,7 +213,7 @@ class _Counts:
 
 
 def finish(target: Target, made_of: dict[str, Any], shards: int) -> dict[str, Any]:
-    """Adds up the shards and writes what TFDS needs; all but the last step, which is `storage.write` of the result.
+    """Adds up the shards and writes what TFDS needs: all but `metadata.json`, which the caller writes last, from the result.
 
     Returns:
       The metadata: `made_of`, and for each split its counts and the sequences of each shard.

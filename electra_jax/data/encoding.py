@@ -28,7 +28,7 @@ class Tokenizer(abc.ABC):
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each text its token ids, `[n]` int32, and the characters they stand for, from and to, `[n, 2]` int32."""
+        """For each text its token ids, `[n]` int32, and where the characters of each token begin and end, `[n, 2]` int32."""
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [(np.asarray(e.ids, np.int32), np.asarray(e.offsets, np.int32).reshape(-1, 2)) for e in encodings]
 

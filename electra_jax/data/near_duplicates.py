@@ -22,7 +22,7 @@ _SHINGLE = 5
 DOCUMENT_BYTES = 7_000
 # How much worse each error of the index is: a false positive costs one exact comparison, a false negative keeps a duplicate.
 _ERRORS = (0.1, 0.9)
-# Words; of scripts without spaces, characters.
+# Words, but single characters of Chinese, Japanese and Korean.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]|\w+")
 
 

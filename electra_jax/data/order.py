@@ -30,7 +30,7 @@ def fully_shuffled(count: int, seed: int) -> Order:
 
 
 def shuffled_by_blocks(blocks: Sequence[int], lanes: int, seed: int) -> Order:
-    """Blocks of neighbours come in random order, in several lanes at once; within a block, its sequences do.
+    """Blocks of neighbouring sequences come in random order, in several lanes at once, and so do the sequences within a block.
 
     The blocks of an epoch, one after the other, are cut into `lanes` equal stretches. Lane `k` reads stretch `k` and has the
     places `k`, `k + lanes`, `k + 2 lanes`, ... of the epoch: neighbours in the order come from different blocks, and a process
@@ -43,7 +43,7 @@ def shuffled_by_blocks(blocks: Sequence[int], lanes: int, seed: int) -> Order:
     """
     sizes = np.asarray(blocks, np.int64)
     firsts, count = np.cumsum(sizes) - sizes, int(sizes.sum())
-    # Where each lane's stretch begins: the first ones are longer by one, as the positions of an epoch are.
+    # Where each lane's stretch begins; the first `count % lanes` are longer by one, as these lanes have one place more.
     stretches = np.arange(lanes) * (count // lanes) + np.minimum(np.arange(lanes), count % lanes)
 
     @functools.lru_cache(2)  # an epoch may end within a batch
@@ -54,7 +54,7 @@ def shuffled_by_blocks(blocks: Sequence[int], lanes: int, seed: int) -> Order:
 
     @functools.lru_cache(2 * lanes)
     def block_order(epoch: int, block: int) -> np.ndarray:
-        """Its sequences, as many entries as the largest block has them."""
+        """Its sequences in their order, padded to the size of the largest block."""
         own = np.random.default_rng((seed, epoch, block)).permutation(sizes[block])
         return firsts[block] + np.pad(own, (0, sizes.max() - len(own)))
 
@@ -87,11 +87,11 @@ def _by_epoch(count: int, in_epoch: Callable[[int, np.ndarray], np.ndarray]) -> 
 def mixed(shares: Sequence[float], lanes: int, seed: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Positions `[n]` -> which source each is of, and the position in that source, `[n]` each.
 
-    Over every `ROUND` positions of a lane (as `shuffled_by_blocks` has them) each source has as many as its share of them,
-    to the next whole number. What is in a lane here is in the same lane of its source.
+    Of every `ROUND` positions of a lane (see `shuffled_by_blocks`) each source has its share, rounded to a whole number.
+    A position in a lane here is in the same lane of its source.
     """
     counts = np.floor(np.asarray(shares) / np.sum(shares) * ROUND).astype(np.int64)
-    # What rounding down has left goes to those that it took most from.
+    # What is left after rounding down goes to the sources that lost most by it.
     lost = np.asarray(shares) / np.sum(shares) * ROUND - counts
     counts[np.argsort(-lost, kind="stable")[: ROUND - counts.sum()]] += 1
     # Evenly spread: each of a source's places is drawn from a stretch of its own.

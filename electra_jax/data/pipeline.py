@@ -67,7 +67,7 @@ class Records:
         indices = np.asarray(indices, np.int64)
         shards = np.searchsorted(self._begins, indices, side="right") - 1
         blocks, places = np.divmod(indices - self._begins[shards], self._block)
-        wanted, which = np.unique(shards << 32 | blocks, return_inverse=True)  # of one number: many times as fast
+        wanted, which = np.unique(shards << 32 | blocks, return_inverse=True)  # single numbers are many times faster than pairs
         numbered = [divmod(key, 1 << 32) for key in wanted.tolist()]
         of_shard = [(shard, [b for _, b in some]) for shard, some in itertools.groupby(numbered, lambda key: key[0])]
         if self._executor:  # a request for each block, many at a time
@@ -82,7 +82,7 @@ class Records:
         return out
 
     def _blocks(self, shard: int, blocks: list[int]) -> list[np.ndarray]:
-        """The sequences of some blocks of a shard, `[block, L]` each as stored, padded where it is the shard's last."""
+        """The sequences of some blocks of a shard, each `[block, L]` as stored; the shard's last may be shorter, and is padded."""
         with self._lock:
             found = {block: self._kept[shard, block] for block in blocks if (shard, block) in self._kept}
             reader = self._readers.pop(shard, None)
@@ -200,7 +200,7 @@ def training_batches(
       Token ids `[rows, L]`, int32.
     """
 
-    # Neighbouring rows, which are those of a process, are of the same lanes: so it reads only its part of the blocks.
+    # In such an order that neighbouring rows, as one process has, are of the same lanes: it reads only its share of the blocks.
     mine = np.arange(batch_size).reshape(-1, math.gcd(batch_size, sequences.lanes)).T.reshape(-1)[rows]
     together = max(1, _READ_AHEAD // len(mine))
 

@@ -22,12 +22,12 @@ from electra_jax.errors import UserError
 EMPTY = "empty document"
 # Bytes of a line, or of a document between blank lines, which is held in memory.
 _LARGEST = 64 * 2**20
-# Bytes in which the lines before a place are counted.
+# Up to this many bytes into a file, a place is named by its line, for which the lines before it are counted.
 _COUNTED = 256 * 2**20
 
 
 class Broken(NamedTuple):
-    """A document that is none."""
+    """A document that cannot be used."""
 
     path: str
     place: int  # bytes before its line, or its row, from 0
@@ -83,7 +83,7 @@ def _stripped(piece: Piece, place: int, text: str) -> str | Broken:
 
 
 def _lines(path: str, start: int) -> Iterator[tuple[int, bytes | Broken]]:
-    """The lines that begin at byte `start` or later, each with the place where it does; too long a one as `Broken`."""
+    """The lines that begin at byte `start` or later, each with the byte where it begins; one that is too long as `Broken`."""
     number = 0
     try:
         with compressed.open_file(path) as file:

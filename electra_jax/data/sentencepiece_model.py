@@ -73,8 +73,8 @@ def pipeline(proto: sentencepiece_model_pb2.ModelProto, pieces: Sequence[str]) -
         )  # fmt: skip
     steps = [normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []
     if rules.remove_extra_whitespaces:
-        # Not normalizers.Strip(): it takes other white space than U+0020 away as well. One space in front stays, which is
-        # the dummy prefix: of the text after a [MASK], it tells a new word from the rest of one.
+        # Not normalizers.Strip(): it also removes white space other than U+0020. One space in front stays, as the dummy
+        # prefix: in text after a [MASK], it tells a new word from the rest of one.
         steps += [normalizers.Replace(tokenizers.Regex(form), to) for form, to in ((" +$", ""), (" {2,}", " "))]
     if steps:
         made.normalizer = normalizers.Sequence(steps)
@@ -103,12 +103,12 @@ def _special(proto: sentencepiece_model_pb2.ModelProto) -> SpecialTokens:
 
 
 def _unspellable(pieces: Sequence[str], special: SpecialTokens) -> list[str]:
-    """The pieces, special ones under names that no normalised text holds: one that spells [MASK] is text."""
+    """The pieces, special ones under names that no normalised text contains, so that text that spells [MASK] stays text."""
     return [f"\0{piece}" if index in special else piece for index, piece in enumerate(pieces)]
 
 
 def _merges(vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """The merges of a BPE model: each piece's ways to be made of two, in the order of the ids."""
+    """The merges of a BPE model: for each piece, in the order of ids, all pairs of pieces that make it up."""
     merges = []
     for piece in vocabulary:
         halves = [(piece[:i], piece[i:]) for i in range(1, len(piece))]

@@ -22,7 +22,7 @@ EMBEDDED, EMBEDDED_FILE = "embedded", "embedded_corpus.jsonl.xz"
 TO_THE_END = -1
 COMPRESSION = (".gz", ".xz", ".zst")
 _KINDS = {".txt": "text", ".jsonl": "json_lines", ".json": "json_lines", ".ndjson": "json_lines", ".parquet": "parquet"}
-# What text takes when it is unpacked; only to gather small files into shards.
+# How many times larger text is assumed to be when unpacked; only used to gather small files into shards.
 _UNPACKED = 4
 
 
@@ -120,7 +120,7 @@ def describe(path: str) -> dict[str, Any]:
 
 
 def lasting(files: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What `describe` says of files that is the same after they were put back in place; in a bucket, only where they were left."""
+    """The part of `describe` that stays the same when files are removed and put back; in a bucket, only if they stayed there."""
     return [{**file, "modified": None} for file in files]
 
 

@@ -97,7 +97,7 @@ def begin(data: DataConfig, corpus: Corpus, directory: epath.Path) -> Survey:
     """The survey of a corpus, planned if it has not been.
 
     Raises:
-      UserError: where a source cannot be read, or is not the one that a survey begun before was made of.
+      UserError: where a source cannot be read, or has changed since an earlier survey of it was begun.
     """
     survey = Survey(os.fspath(directory), data.document_separator)
     path = directory / "plan.json"
@@ -111,7 +111,7 @@ def begin(data: DataConfig, corpus: Corpus, directory: epath.Path) -> Survey:
 
 
 def check_files(data: DataConfig, corpus: Corpus, made: epath.Path, before: Sequence[dict[str, Any]]) -> None:
-    """Refuses what was `made` of files that are others now; raises `UserError`."""
+    """Refuses `made` if the files that it was made from (`before`) have changed since; raises `UserError`."""
     try:
         changed = sources.changed_files(corpus, before)
     except (UserError, OSError):
@@ -211,7 +211,7 @@ class Sample:
         return (epath.Path(self.directory) / f"{shard:05}.txt").exists()
 
     def read(self, shard: int) -> None:
-        """Goes by a salted hash of the text, so the held-out split, which goes by the plain one, is no part of it."""
+        """Draws by a salted hash of the text, independent of the plain one that selects the held-out split, which is left out."""
         limit = self.fraction * 2**64
         chosen = (
             text

@@ -1,7 +1,7 @@
 """Tokenizers: WordPiece, and SentencePiece's unigram and BPE, all run by the `tokenizers` library.
 
 Both kinds give the same five special tokens, never produced by text that merely spells them, with [PAD] as
-id 0. A tokenizer is a handful of bytes (`files`) that is saved whole with every run and checkpoint.
+id 0. A tokenizer is a JSON object (`to_json`) that is saved whole with every run and checkpoint.
 """
 
 import base64
@@ -25,7 +25,7 @@ from electra_jax.errors import UserError
 
 # Characters that get a piece of their own when a vocabulary is trained; rarer ones become [UNK].
 _CHARACTER_COVERAGE = 0.9999
-# Characters of a sentence that SentencePiece is trained on: 4 bytes each at the most.
+# The most characters, of up to 4 bytes each, of a sentence that SentencePiece is trained on.
 _SENTENCE = 16_000
 
 

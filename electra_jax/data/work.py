@@ -77,8 +77,8 @@ def locally(stage: Stage, shards: int, what: str) -> None:
                     progress.update()
             except concurrent.futures.process.BrokenProcessPool:
                 raise UserError(
-                    f"{what}: one of {workers} workers was ended, maybe for want of memory; the same command goes on, and under "
-                    "`taskset --cpu-list 0-3` with four workers"
+                    f"{what}: one of {workers} workers was killed, maybe for lack of memory; the same command goes on from there, "
+                    "and under `taskset --cpu-list 0-3` uses four workers"
                 ) from None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -141,7 +141,7 @@ def beam(options: str) -> Runner:
 
 
 def _begin_worker() -> None:
-    """A worker ends with its parent, however that ends, and leaves Ctrl-C to it; one core is its own."""
+    """Makes a worker end with its parent, however that ends, leave Ctrl-C to it, and use one core."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -35,7 +35,7 @@ class Model(NamedTuple):
     part: str  # "generator" or "discriminator"
 
 
-# All that the exported configuration and weights say, and how it was computed, which makes no other model.
+# Fields that the exported configuration and weights express, or that only say how the model is computed.
 _EXPRESSED = {
     *_SIZES, *_SETTINGS, "towers", "tied_embeddings", "generator_hidden_size", "generator_layers",
     "dtype", "remat", "attention", "unroll",

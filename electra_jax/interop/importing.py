@@ -100,7 +100,7 @@ def _fill(
 
 
 def _fill_moments(tree: Params, pieces: list[Piece], source: Source, vocab_size: int) -> list[str]:
-    """Writes those of Adam's moments that there are; returns the pieces whose others stay at zero."""
+    """Writes those of Adam's moments that the source has; returns the pieces where some are missing and stay at zero."""
     lacking = []
     for piece in pieces:
         known = [tensor for tensor in piece.tensors if tensor.theirs in piece.weights.names()]
@@ -139,7 +139,7 @@ def _groups_untaken(params: Params, pieces: list[Piece]) -> list[str]:
 
 
 def _ignored(source: Source, used: set[tuple[int, str]]) -> list[str]:
-    """Tensors of the source that nothing was made of; a second copy of the tied table is no loss."""
+    """Tensors of the source that were not used, apart from second copies of shared ones."""
     every: dict[int, Weights] = {id(piece.weights): piece.weights for piece in source.pieces}
     slots = tuple(tensorflow.SLOTS.values()) if source.moments else ()
     found = [
@@ -162,7 +162,7 @@ def _is_tied_copy(name: str, source: Source) -> bool:
 
 
 def _described(tokenizer: Tokenizer, settings: TokenizerConfig) -> TokenizerConfig:
-    """The settings of a tokenizer that was not made by them."""
+    """`settings`, made to describe a tokenizer that was not made from them."""
     settings = dataclasses.replace(settings, vocab_size=tokenizer.vocab_size, vocab_file="")
     if isinstance(tokenizer, WordPiece):
         return dataclasses.replace(

@@ -14,7 +14,7 @@ from electra_jax.interop.weights import Weights
 
 
 class Piece(NamedTuple):
-    """Tensors that come or lack together, and where they come from."""
+    """Tensors that are present or missing together, and where they come from."""
 
     name: str
     tensors: list[Tensor]
@@ -147,7 +147,7 @@ _EMBEDDINGS = tuple(
 
 
 def _with_sizes(base: ModelConfig, discriminator: dict | None, generator: dict | None, path: str) -> ModelConfig:
-    """`base` with the sizes of the towers there are; raises `UserError` where the generator fits no fraction."""
+    """`base` with the sizes of the towers there are; raises `UserError` where the generator is no fraction of the discriminator."""
     model = dataclasses.replace(base, **discriminator) if discriminator else base
     if model.towers in ONE_ENCODER:
         return model if discriminator else dataclasses.replace(base, **generator)

@@ -27,7 +27,7 @@ class Checkpoint(NamedTuple):
 
 
 def find(path: Path) -> Path | None:
-    """The checkpoint that `path` is: its prefix, one of its files, or a folder whose newest it is; None: none."""
+    """The prefix of the checkpoint that `path` names: that prefix, its .index file, or a folder, for its newest one; else None."""
     if Path(f"{path}.index").is_file():
         return path
     if path.name.endswith(".index") and path.is_file():

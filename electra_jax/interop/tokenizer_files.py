@@ -89,7 +89,7 @@ def read(folder: Path, default: TokenizerConfig) -> Tokenizer | None:
     lowercase = config.get("do_lower_case", normalizer.get("lowercase", default.lowercase))
     strip_accents = config.get("strip_accents", normalizer.get("strip_accents", default.strip_accents))
     kind = config.get("tokenizer_class")
-    if not whole and kind not in _WORDPIECE_CLASSES:  # with a tokenizer.json its ids tell
+    if not whole and kind not in _WORDPIECE_CLASSES:  # with a tokenizer.json, ids are compared instead
         raise UserError(
             f"{folder}: its tokenizer is a {kind}, which cuts text by rules that the tokenizer here does not have"
         )

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-# Before it has seen so many steps, or half of its run, a discriminator that finds nothing may only wait for its generator: both
-# learn how frequent tokens are first, which takes small models and long sequences thousands of steps.
+# Up to this many steps, or half of its run, a discriminator that finds nothing may just be waiting for its generator: both
+# first learn how frequent tokens are, which takes thousands of steps with small models and long sequences.
 _PATIENCE = 20_000
 _WAITING = "If masked_lm_loss still stands at its plateau, the generator comes first; otherwise"
 

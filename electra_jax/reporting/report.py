@@ -108,7 +108,7 @@ def write(workdirs: Sequence[epath.Path], path: epath.Path) -> None:
 
 
 def try_write(workdir: epath.Path, say: Callable[[str], None]) -> None:
-    """Writes `report.html` of a run that ends, where there is anything to report: it must not cost the run its end."""
+    """Writes `report.html` as a run ends, if there is anything to report; a failure here must not become one of the run."""
     try:
         if runs := runs_in(workdir):
             storage.write(workdir / "report.html", page(runs))

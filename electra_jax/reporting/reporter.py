@@ -70,7 +70,7 @@ class Reporter:
           NotFinite: where that step failed.
         """
         pending, self._pending = self._pending, None
-        if pending is not None and pending[0] != step:  # the step itself was left out
+        if pending is not None and pending[0] != step:  # `step` itself was skipped (`train.skip_steps`)
             self._settle(*pending)
             pending = None
         values = self._settle_figures(*pending) if pending is not None else {}

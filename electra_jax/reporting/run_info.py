@@ -37,7 +37,7 @@ def devices() -> dict[str, Any]:
 
 
 def lines(info: dict[str, Any]) -> list[str]:
-    """`info` as text, a line an entry; what is long or nested further is left to the file."""
+    """`info` as text, one line per entry."""
     width = max(map(len, info))
     return [f"{name:{width}}  {text(value)}" for name, value in info.items()]
 

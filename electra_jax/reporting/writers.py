@@ -122,8 +122,8 @@ def _tensorboardx() -> tuple[Any, Any, Any]:
 class TensorBoard:
     """TensorBoard events, without TensorFlow: a file for each start, in a bucket written anew with each `flush`.
 
-    Written here and now, not by tensorboardX's `SummaryWriter`: its thread loses what a run that is killed reported last,
-    and where it fails, as an upload may, the run waits for it without end.
+    Written synchronously, not by tensorboardX's `SummaryWriter`: its thread loses what a killed run reported last, and if it
+    fails, as an upload may, the run waits for it forever.
     """
 
     def __init__(self, directory: epath.Path, resume_step: int):

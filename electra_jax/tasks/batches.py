@@ -10,7 +10,7 @@ from electra_jax.tasks.kinds import Feature
 from electra_jax.tasks.model import Batch
 
 _SHORTEST = 32
-# Each length is a program to compile: at most so many, each for so many batches and such a share of their tokens.
+# Each length is a program to compile: at most this many, each further one for this many batches, saving this share of tokens.
 _MOST_LENGTHS, _BATCHES_OF_LENGTH, _LEAST_SAVED = 6, 64, 0.03
 
 
@@ -22,7 +22,7 @@ class Planned(NamedTuple):
 
 
 def lengths_up_to(max_length: int) -> tuple[int, ...]:
-    """The lengths that batches of whatever comes have, each compiled for once: doubling, then `max_length`."""
+    """The lengths of batches of features not known beforehand, each compiled for once: doubling, then `max_length`."""
     found, length = [], _SHORTEST
     while length < max_length:
         found.append(length)
@@ -31,17 +31,17 @@ def lengths_up_to(max_length: int) -> tuple[int, ...]:
 
 
 def lengths_of(sizes: np.ndarray, max_length: int, num_batches: float, multiple: int = 8) -> tuple[int, ...]:
-    """The lengths that batches of these features have: of so many lengths, those that need the fewest [PAD].
+    """The lengths for batches of these features: for their number, those that need the fewest [PAD].
 
     Args:
       sizes: `[N]`, tokens of each feature.
-      max_length: of any feature; the last, should these be shorter.
-      num_batches: that will be made of them, in all.
+      max_length: of any feature; always the last length, even if these features are shorter.
+      num_batches: how many will be made of them in all.
       multiple: lengths are multiples of it, but for `max_length`.
     """
     ends = np.unique(np.minimum(-(-sizes // multiple) * multiple, max_length))
     within = np.searchsorted(np.sort(sizes), ends, side="right")  # features that a length holds
-    # Of n lengths, the last of them ends[j]: the tokens of the batches, and which they are.
+    # For n lengths, the last of which is ends[j]: the tokens in the batches, and the lengths.
     cost, chosen = ends * within.astype(float), [(int(end),) for end in ends]
     for _ in range(min(_MOST_LENGTHS - 1, int(num_batches / _BATCHES_OF_LENGTH))):
         longer = cost[:, None] + ends * (within - within[:, None])
@@ -117,7 +117,7 @@ def outputs(
 
     Args:
       compute: (input_ids, token_type_ids), `[batch_size, L]` each -> `[batch_size, ...]`; where that has more than two axes,
-        the second is of tokens, and a feature gets those of its own.
+        the second one is tokens, and a feature gets only those of its own.
       features: in any order.
       batch_size, lengths, pad: of the batches.
       is_cut_short: asked before each batch; where it says so, the result is None.

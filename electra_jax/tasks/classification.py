@@ -78,7 +78,7 @@ class Classification(_OfTexts):
 
 
 class Regression(_OfTexts):
-    """A number; the model sees it as a share of the way from the least to the greatest in training, as the reference."""
+    """A number; the model sees it scaled so that training's least is 0 and its greatest 1, as in the reference."""
 
     num_outputs = 1
     measures = ("pearson", "spearman", "pearson_spearman")

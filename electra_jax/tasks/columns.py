@@ -32,7 +32,7 @@ def sentences(lines: Iterable[str], name: str, kind: str, column: str) -> Iterat
     found = list(_tagged(lines, name, kind, column))
     if kind == "conll" and len(found) > 1:
         _check_words(found, name)
-    # A word may have nothing there; a file in which no word has anything is of sentences to be tagged.
+    # A word may have an empty tag (_); a file in which all words do has sentences that are yet to be tagged.
     is_bare = kind == "conllu" and all(tag == "_" for one in found for tag in one.tags)
     for one in found:
         yield one._replace(tags=None) if is_bare or None in one.tags else one

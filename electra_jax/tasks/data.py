@@ -44,7 +44,7 @@ class TaskData:
         for name in ("train", "validation", "test"):
             for split, there in getattr(self, name).items():
                 found.update(f"{name} {split} {len(there)}".encode())
-                for one in there:  # wherever they are
+                for one in there:  # without `where`: moved files are the same data
                     found.update(repr(one[1:]).encode())
         return found.hexdigest()[:16]
 
@@ -88,7 +88,7 @@ def load(task: TaskConfig) -> TaskData:
         for name, part in rows.items()
     }
     if task.kind == "question_answering" and all(e.label for found in parts["train"].values() for e in found):
-        # Where every question has an answer, a split of none is one whose answers are kept from us.
+        # If every question in training has an answer, a test split without any is one whose answers are withheld.
         for split, found in parts["test"].items():
             if not any(example.label for example in found):
                 parts["test"][split] = [example._replace(label=None) for example in found]
@@ -118,7 +118,7 @@ def _read(
     return [row for row in found if not row.broken]
 
 
-# What stands for a label that is not there, throughout a split: TFDS's integers and floats, Hugging Face's, an empty column.
+# Placeholders for missing labels, if a whole split has them: TFDS's integers and floats, Hugging Face's, an empty column.
 _NONE = {"-1", "-1.0", ""}
 
 
@@ -188,7 +188,7 @@ def _decided(task: TaskConfig, info: dict[str, Any], training: Sequence[Row]) ->
     names = task.labels or tuple(map(str, named))
     metric = task.metric or str(info.get("metric") or "")
     if kind in ("classification", "regression") and not task.text:
-        # Said, so that one text is never taken for two.
+        # Fixed here, so that a single text is never taken for a pair.
         is_pair = "text_a" in training[0].values
         task = dataclasses.replace(
             task, text="text_a" if is_pair else "text", text_pair=task.text_pair or ("text_b" if is_pair else "")

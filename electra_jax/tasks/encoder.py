@@ -54,7 +54,7 @@ def load(path: str, with_head: bool = False) -> Encoder:
       UserError: where it is none of them, or damaged, or has no such head.
     """
     folder = Path(path).expanduser()
-    # Before what may have been exported into it, of an older step.
+    # Before looking for models, since one of an older step may have been exported into the work directory.
     if checkpoint.is_workdir(path) or checkpoint.is_workdir(path.rpartition("@")[0] or path):
         return _of_run(path, with_head)
     for place in (folder / "discriminator", folder / "model", folder):

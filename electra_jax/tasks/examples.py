@@ -155,7 +155,7 @@ def tags(task: TaskConfig, row: Row, is_needed: bool) -> Sequence[Any] | None:
 
 
 def given_label(task: TaskConfig, row: Row, is_needed: bool) -> Any:
-    """The label of a text as it is given; raises `UserError` where it can be none, or is not there though needed."""
+    """The label of a text as it is given; raises `UserError` where it cannot be a label, or is needed but missing."""
     found = _optional(row, task.label, is_needed)
     if found is not None:
         _check_label(row, "the label", found)

@@ -157,7 +157,7 @@ class _Run:
         return self._workdir / f"{BEST}{step}"
 
     def _drop_surpassed(self) -> None:
-        """Removes weights that no run would keep that goes on from the newest checkpoint."""
+        """Removes weights that a run resumed from the newest checkpoint would not keep."""
         saved = max(checkpoint.saved_steps(self._workdir / "checkpoints"), default=0)
         while len(self._best_steps) > 1 and self._best_steps[1] <= saved:
             surpassed = self._kept(self._best_steps.pop(0))
@@ -174,7 +174,7 @@ class _Run:
         return False
 
     def _replay(self, step: int) -> None:
-        """What was found out before the run was stopped."""
+        """Takes note again of the evaluations up to `step`, from before the run was stopped."""
         for row in rows(self._workdir / "metrics.jsonl"):
             value = row.get(f"eval/{self._job.metric}")
             if row["step"] <= step and value is not None:

@@ -40,7 +40,7 @@ def write(folder: epath.Path, params: Params, model: ModelConfig, kind: Kind, ab
     task, tokenizer = kind.task, kind.tokenizer
     folder.parent.mkdir(parents=True, exist_ok=True)
     with storage.new_folder(folder) as partial:
-        # transformers has dropout in its models for training; predictions have none.
+        # Dropout rates are exported as they are: transformers applies them in training only, not to predictions.
         exported = encoder_alone(model, attention="auto", unroll="auto")
         huggingface.write_task(partial, params, exported, kind.head, tokenizer.special, _labels(kind))
         tokenizer_files.write(tokenizer, partial, task.max_length)

@@ -167,7 +167,7 @@ def _json_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
 
 
 def _tsv(lines: Iterable[str], name: str, task: TaskConfig) -> Iterator[Row]:
-    """GLUE's files among them: no quoting; columns by the first line's names, or by number where that has none of them."""
+    """As GLUE's files are: no quoting; columns go by the names in the first line, or by number where it has none of the fields."""
     wanted = {part for field in (task.text, task.text_pair, task.label) for part in field.split("|") if part}
     names, number = None, 0
     for line_number, line in enumerate(lines, 1):

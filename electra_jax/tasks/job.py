@@ -110,7 +110,7 @@ class Job:
 
     @property
     def metric(self) -> str:
-        """What is chosen by and reported."""
+        """The metric that models are chosen by, and that is reported."""
         return self.data.task.metric
 
     @functools.cached_property

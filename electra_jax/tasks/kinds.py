@@ -20,7 +20,7 @@ class Feature(NamedTuple):
     example: int  # its place among the examples
     input_ids: np.ndarray  # [n] int32
     token_type_ids: np.ndarray  # [n] int32
-    target: np.ndarray  # of the kind's `target_shape`; what is not labelled is -1
+    target: np.ndarray  # its shape depends on the kind; of classes and tags, -1 where there is none
     tokens: np.ndarray  # what of the example each token stands for, in the kind's own terms; may be empty
 
 
@@ -35,7 +35,7 @@ class Kind(abc.ABC):
     head: str  # which of the heads: "sequence", "tagging" or "question_answering"
     num_outputs: int
     by_token = False  # whether a target has an entry a token
-    probability_axis = -1  # of outputs of several models, that probabilities sum to 1 over
+    probability_axis = -1  # of the stacked outputs of several models, that probabilities sum to 1 over
     num_cut = 0  # texts that `features` cut at its last call
     cut_by = "max_length"  # the setting of `TaskConfig` that says where
 
@@ -84,7 +84,7 @@ class Kind(abc.ABC):
         return params
 
     def training_examples(self, examples: Sequence[Example]) -> list[Example]:
-        """What is trained on of the labelled examples."""
+        """The examples to train on, made from the labelled ones."""
         return list(examples)
 
     def fit(self, examples: Sequence[Example]) -> None:  # noqa: B027 - most have nothing to look at
@@ -120,7 +120,7 @@ def check_metric(kind: Kind) -> None:
 
 
 def check_labels(task: TaskConfig, training: Sequence[Example]) -> str | None:
-    """Raises `UserError` where all of training has one label; a warning where no text has one of those that there are."""
+    """Raises `UserError` where all of training has one label; returns a warning where a label has no training example."""
     if task.kind not in ("classification", "tagging"):
         return None
     of_words = task.kind == "tagging"

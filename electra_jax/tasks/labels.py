@@ -62,7 +62,7 @@ def are_indices(names: Sequence[str], labels: Iterable[Any]) -> bool:
 
     found = {str(label) for label in labels}
     named = found & {*names}
-    # Numbers may be both; then all have to be indices for one to be.
+    # A number may be both a name and an index; if any label is a name, all must be valid indices to count as such.
     return any(map(is_index, found - named)) and (not named or all(map(is_index, found)))
 
 

@@ -32,9 +32,9 @@ def matthews(expected: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def agreement_over_chance(expected: np.ndarray, predicted: np.ndarray) -> float:
-    """By how many standard deviations more entries are equal than if the predictions were shuffled among them; 0 of constants.
+    """How many standard deviations more entries are equal than expected of shuffled predictions; 0 where either is constant.
 
-    Of two labels this is Matthews' correlation times the root of the number of entries less one.
+    For two labels this is Matthews' correlation times sqrt(N - 1), for N entries.
     """
     labels, places = np.unique(np.concatenate([expected, predicted]), return_inverse=True)
     one, two = (np.bincount(half, minlength=len(labels)).astype(float) for half in np.split(places, 2))

@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 class Head(nnx.Module):
     """The layers on top: of the first token's vector (`sequence`), or of every token's; as in transformers' models.
 
-    The reference has no hidden layer here for texts, and a beam over spans for answers.
+    The reference instead has no hidden layer for texts, and searches for answer spans with a beam.
     """
 
     def __init__(self, config: ModelConfig, kind: str, num_outputs: int, dropout_rate: float, *, rngs: nnx.Rngs):

@@ -22,7 +22,7 @@ class Probe:
         """`encoder` is what is pretrained, without weights. `scratch` is removed again."""
         self._scratch = scratch
         self._job = Job(config, data, encoder, lambda text: distributed.say(f"the probe: {text}"), is_silent=True)
-        # Pretraining may be steered by it, which no test set is for.
+        # Validation if there is any: pretraining may be steered by this, which is not what a test set is for.
         self._split = self._job.validation or results.reported_split(self._job)
         if self._split is None:
             raise UserError(

@@ -68,7 +68,7 @@ class QuestionAnswering(Kind):
             while windows[-1][1] < len(ids):
                 start = windows[-1][0] + self.task.doc_stride
                 windows.append((start, min(start + room, len(ids))))
-            # Whether no other window shows more around a token.
+            # The most that any window shows around each token.
             most = np.full(len(ids), -np.inf)
             for start, end in windows:
                 most[start:end] = np.maximum(most[start:end], _margins(end - start))
@@ -170,7 +170,7 @@ class QuestionAnswering(Kind):
 def _best(
     measure: Callable[[Sequence[str], str], float], examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> tuple[float, float, np.ndarray, np.ndarray]:
-    """The threshold of no answer with the greatest mean of a measure, that mean, and what a question counts answered or not."""
+    """The no-answer threshold with the greatest mean of a measure, that mean, and each question's score if answered and if not."""
     given = [[answer.text for answer in example.label] for example in examples]
     texts = [prediction.n_best[0].text if prediction.n_best else "" for prediction in predictions]
     odds = np.asarray([prediction.null_odds for prediction in predictions])

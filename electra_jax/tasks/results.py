@@ -95,8 +95,8 @@ def combine(
     Args:
       job: of the task.
       done: a result for each seed that counts.
-      collapsed: those that were repeated with another seed, or could not be.
-      outputs: the average of theirs, by split.
+      collapsed: the runs that collapsed, whether or not another seed took their place.
+      outputs: the average of the outputs of `done`, by split.
     """
     reported = reported_split(job)
     found: dict[str, Any] = {"init": job.encoder.name, "kind": job.data.task.kind, "metric": job.metric}
@@ -174,7 +174,7 @@ def collapses(results: Mapping[str, Any], in_percent: bool = False) -> str:
 
 
 def write_predictions(workdir: epath.Path, job: Job, outputs: Mapping[str, Sequence[np.ndarray]]) -> list[epath.Path]:
-    """A JSON object a line for each example of each split; and, where they are asked for, the forms of GLUE and SQuAD."""
+    """A JSON object a line for each example of each split; also SQuAD's files of answers, and GLUE's where they are asked for."""
     written = []
     kind = job.kind
     files = submission_files(job.data.task)

@@ -17,7 +17,7 @@ def normalised(text: str) -> str:
 
 
 def exact_match(expected: Sequence[str], predicted: str) -> float:
-    """1 where the prediction is one of the answers, none for a question without an answer."""
+    """1 where the prediction is one of the answers, or, for a question without any, empty; else 0."""
     return float(normalised(predicted) in {normalised(text) for text in _answers(expected)})
 
 
