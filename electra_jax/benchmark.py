@@ -1,6 +1,6 @@
 """Times training: `python -m electra_jax.benchmark --config=FILE --steps=10`.
 
-It is the real loop, with its data, reports and checkpoints, that is timed, each part by itself.
+The real loop is timed, with its data, reports and checkpoints, each part separately.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
 
 
 def benchmark(config: Config, steps: int) -> dict[str, Any]:
-    """Times `steps` steps of `config`, of its last phase, one by one: each is waited for.
+    """Times `steps` steps of the last phase of `config` one by one, waiting for each to finish.
 
     Returns:
       Seconds a step (median, least, most), tokens a second, FLOPs and utilisation; what data, reports and checkpoints
@@ -131,7 +131,7 @@ def _timed_loop(config: Config, setup: Setup, inputs: Inputs, prepared: Prepared
     changed = dataclasses.replace(
         config, train=dataclasses.replace(config.train, num_train_steps=start.step + _WARMUP + steps, skip_steps=())
     )
-    # A step is waited for before its time is taken, so none of the others hides behind it.
+    # The clock waits for each step to finish, so that no other part runs hidden behind it.
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         workdir = epath.Path(folder)
@@ -157,7 +157,7 @@ def _timed_loop(config: Config, setup: Setup, inputs: Inputs, prepared: Prepared
 
 
 class _Clock:
-    """Seconds of each call, by part; what passes between the calls is the loop's own."""
+    """Seconds of each call, by part; the time between calls counts as the loop's own."""
 
     def __init__(self):
         self._seconds: dict[str, list[float]] = {"loop": []}
@@ -210,7 +210,7 @@ def _peak_memory() -> tuple[int, str]:
     figures = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in figures:
         return figures["peak_bytes_in_use"], "device 0, peak bytes in use"
-    # Not getrusage where it can be helped: its peak survives exec, and would count the process that started this one.
+    # getrusage only as a last resort: its peak survives exec, so it would include that of the process that started this one.
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     peak = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)

@@ -28,7 +28,7 @@ _STATUS = {UserError: 2, RunFailed: 3, OthersFailed: 75}
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs a command line: a `UserError` is one line and status 2, a failed run 3, failed others 75, Ctrl-C 130."""
-    # Libraries warn through absl of what is no matter to a user; what is, we say ourselves.
+    # Through absl, libraries warn of things that do not concern the user; what does, we say ourselves.
     absl.logging.set_verbosity(absl.logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # no label is worth a crash in an old locale
@@ -68,7 +68,7 @@ def _exhausted(error: Exception) -> RunFailed | None:
 
 
 def _say(error: Exception) -> int:
-    """Prints one line; the exit status."""
+    """Prints one line; returns the exit status."""
     print("error:", " ".join(str(error).split()), file=sys.stderr)
     return next(status for kind, status in _STATUS.items() if isinstance(error, kind))
 
@@ -266,7 +266,7 @@ def make_directory(name: str, path: epath.Path) -> None:
 def use_compilation_cache(place: epath.Path) -> None:
     """Keeps compiled programs, so that a run that is started again starts quickly.
 
-    The environment's JAX_COMPILATION_CACHE_DIR comes first.
+    The environment's JAX_COMPILATION_CACHE_DIR takes precedence.
     """
     import jax
 

@@ -1,7 +1,7 @@
 """Compiles the train step for a TPU that is not here: `python -m electra_jax.compile --config=FILE --topology=v5e:4x4`.
 
-Needs the `[tpu]` extra and no TPU: the TPU compiler runs on any Linux machine. Memory is what it has laid out;
-times are estimates, of its own cost model and of published bandwidths.
+Needs the `[tpu]` extra but no TPU: the TPU compiler runs on any Linux machine. Memory is what the compiler has laid
+out; times are estimates from its own cost model and from published bandwidths.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ def _devices(slices: Topology) -> list[jax.Device]:
     for name, value in _NO_TPU_HERE.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)  # without a device, nothing can be read back from it
+    jax.config.update("jax_enable_compilation_cache", False)  # cached programs cannot be loaded without a device
     try:
         return list(topologies.get_topology_desc(platform="tpu", **slices.describe()).devices)
     except Exception as error:
@@ -79,7 +79,7 @@ def _devices(slices: Topology) -> list[jax.Device]:
 _NO_TPU_HERE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any kind will do
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is taken
     "TPU_LOG_DIR": "disabled",
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -156,7 +156,7 @@ def find_batch(config: Config, slices: Topology, devices: list[jax.Device]) -> C
 def analyse(compiled: Compiled, slices: Topology) -> dict[str, Any]:
     """The figures of a compiled step, by the names in the JSON file.
 
-    Memory is a chip's, collectives are a device's, times are estimates.
+    Memory is per chip, collectives are per device, times are estimates.
     """
     config, mesh, chip = compiled.setup.config, compiled.setup.mesh, slices.chip
     cost = hlo.cost(compiled.program.as_text(), mesh.size)
@@ -205,7 +205,7 @@ def analyse(compiled: Compiled, slices: Topology) -> dict[str, Any]:
 
 
 def _memory(compiled: Compiled, slices: Topology) -> dict[str, int]:
-    """Bytes of a chip by part. `activations` is what the peak holds besides: temporaries, the batch, the program."""
+    """Bytes per chip, by part. `activations` is the rest of the peak: temporaries, the batch, the program."""
     parameters, optimizer = (_device_bytes(tree) for tree in compiled.setup.abstract[1:3])
     peak = compiled.program.memory_analysis().peak_memory_in_bytes
     of_device = {
@@ -262,7 +262,7 @@ def report(figures: dict[str, Any]) -> list[str]:
         f"step            {figures['step_seconds']:.4f} s serial, {figures['step_seconds_overlapped']:.4f} s fully overlapped",
         f"tokens/s        {figures['tokens_per_second_per_chip']:,.0f} a chip, serial",
         f"utilisation     {figures['utilisation']:.1%} of the peak serial, {figures['utilisation_overlapped']:.1%} overlapped",
-        "(xla_jf_spmd_threshold_for_windowed_einsum_mib, which can change an estimate much, is the compiler's own)",
+        "(xla_jf_spmd_threshold_for_windowed_einsum_mib, which can change an estimate a lot, is left at the compiler's default)",
         "the dearest instructions:",
     ]
     total = figures["estimated_cycles"] or 1

@@ -1,6 +1,6 @@
 """Several processes as one run: how a process joins, and how all agree before anything is compiled.
 
-The way of JAX: every process runs the same program and sees all devices. Process 0 alone writes reports.
+As usual in JAX, every process runs the same program and sees all devices. Process 0 alone writes reports.
 """
 
 import argparse
@@ -28,7 +28,9 @@ _A_WEEK = 7 * 24 * 3600 * 1000  # milliseconds
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags for machines whose environment does not name the processes itself, as TPU pods, SLURM and Open MPI do."""
-    group = parser.add_argument_group("several processes (detected automatically on TPU pods, under SLURM and Open MPI)")
+    group = parser.add_argument_group(
+        "several processes (detected automatically on TPU pods, under SLURM and Open MPI)"
+    )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     group.add_argument("--num_processes", type=int, metavar="N")
     group.add_argument("--process_id", type=int, metavar="I", help="from 0 on")
@@ -74,7 +76,7 @@ def join(args: argparse.Namespace, config: TrainConfig) -> None:
         count, index = jax.process_count(), jax.process_index()
     except Exception as error:
         if not is_expected and isinstance(error, ValueError):
-            # A TPU outside of Google Cloud's TPU VMs, in a notebook for one: JAX knows of no cluster around it.
+            # A TPU outside of Google Cloud's TPU VMs, such as in a notebook: JAX detects no cluster around it.
             print("no other processes around this TPU are known of: going on as one", flush=True)
             return
         raise OthersFailed(f"{failure}: {(str(error) or type(error).__name__).splitlines()[0]}") from None
@@ -131,7 +133,7 @@ def agree(error: Exception | None, what: str) -> None:
         if error:
             raise error
         return
-    # Not by a collective on the devices, which would give up long before process 0 has prepared much text.
+    # Not a collective on the devices: that would time out long before process 0 has prepared a large text.
     ocp.multihost.get_barrier_sync_fn()(key=what, timeout_ms=_A_WEEK)
     failed = np.flatnonzero(multihost_utils.process_allgather(np.asarray(error is not None)))
     if error:
@@ -190,7 +192,7 @@ def check_shared(name: str, directory: epath.Path) -> None:
 
 def _give_up(message: str) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
-    os._exit(75)  # as `OthersFailed`, but from a thread: the main one stands in JAX
+    os._exit(75)  # as `OthersFailed`, but from a thread: the main one is blocked in JAX
 
 
 def _attempt(compute: Callable[[], T]) -> tuple[T | None, Exception | None]:

@@ -2,14 +2,14 @@
 
 
 class UserError(Exception):
-    """Bad input or configuration: one line that says what, where, its value and what would be right.
+    """Bad input or configuration: one line that says what is wrong, where, its value, and what would be right.
 
     Command lines print the message without a traceback and exit with status 2 (`electra_jax.cli`).
     """
 
 
 def missing_extra(what: str, extra: str) -> UserError:
-    """The error of a setting, `what`, whose packages are those of an extra that is not installed."""
+    """The error for `what`, such as a setting, that needs the packages of an extra that is not installed."""
     return UserError(f"{what} needs an extra: pip install 'electra_jax[{extra}]'")
 
 
@@ -21,4 +21,4 @@ class OthersFailed(Exception):
 
 
 class RunFailed(Exception):
-    """A run that cannot go on, and would fail again where it did: a loss that is NaN, or no memory. Exit status 3."""
+    """A run that cannot go on, and would fail again at the same place: a loss that is NaN, or too little memory. Exit status 3."""

@@ -44,7 +44,9 @@ def main(argv: list[str]) -> None:
         action="store_true",
         help="with --push_to: every checkpoint that was kept, each as revision step-N",
     )
-    parser.add_argument("--private", action="store_true", help="with --push_to: create new repositories as private ones")
+    parser.add_argument(
+        "--private", action="store_true", help="with --push_to: create new repositories as private ones"
+    )
     args = cli.arguments(parser, argv)
     for flag in ("push_every_step", "private"):
         if getattr(args, flag) and not args.push_to:
@@ -93,7 +95,7 @@ class About(NamedTuple):
 
 
 def _copy(model: epath.Path, out: Path, about: About) -> Path:
-    """A model that `finetune` wrote, which is in Hugging Face's form already, with the publisher's part of the card."""
+    """Copies a model that `finetune` wrote, already in Hugging Face's format, and adds the publisher's part of the card."""
     if (out / "model").exists():
         raise UserError(f"--out={out}: {out / 'model'} is there already; remove it, or give another folder")
     cli.make_directory("--out", out)

@@ -37,7 +37,9 @@ def main(argv: list[str]) -> int:
         help="the encoder: a work directory, or an exported or imported model",
     )
     parser.add_argument(
-        "--random_weights", action="store_true", help="take only sizes and vocabulary from --init, not its weights: the baseline"
+        "--random_weights",
+        action="store_true",
+        help="take only sizes and vocabulary from --init, not its weights: the baseline",
     )
     parser.add_argument(
         "--workdir", metavar="DIR", help="where everything about the runs goes (default: runs/finetune-CONFIG-TASK)"
@@ -83,7 +85,7 @@ def _task(config: FinetuneConfig, data: TaskData, encoder: Encoder, workdir: epa
 
 
 def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder, workdir: epath.Path) -> int:
-    """Runs the configurations of a file one after the other, and prints what they come to beside what is published."""
+    """Runs the configurations of a file one after the other, and prints their results beside the published ones."""
     file, found = path.rpartition(":")[0] if ".py:" in path else path, []
     # All are read before the first one runs, so that a mistake in the last shows now.
     configs = [cli.load_finetune_config(f"{file}:{word}", overrides) for word in words]
@@ -102,7 +104,7 @@ def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder,
     total = {"metric": "average", "average": statistics.fmean(scores), "tasks": {word: one for word, _, one in found}}
     line = f"average of {len(found)} medians {total['average']:.2f}"
     values = [one["values"] for *_, one in found]
-    if len({*map(len, values)}) == 1:  # of the average over tasks, seed by seed
+    if len({*map(len, values)}) == 1:  # all with as many seeds: adds the spread of the average over tasks
         total |= results.summary([100 * statistics.fmean(each) for each in zip(*values)])
     if len(total.get("values", ())) > 1:
         line += f", standard deviation over {len(total['values'])} seeds {total['standard_deviation']:.2f}"
@@ -116,7 +118,7 @@ def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder,
 
 
 def _measured(config: FinetuneConfig) -> TaskData:
-    """The data of a task that has a figure to show; raises `UserError` where there is none."""
+    """The data of a task; raises `UserError` where neither validation nor test has labels to measure by."""
     found = task_data.load(config.task)
     splits = [split for part in (found.validation, found.test) for split in part.values()]
     if not any(map(are_labelled, splits)):

@@ -115,7 +115,7 @@ def measure(config: Config, point: Point, steps: int) -> dict[str, Any]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Step times by what grows, beside the time that the model's FLOPs would take at the rate of the first point."""
+    """Plots step times by the size that grows, and the times that the model's FLOPs would take at the rate of the first point."""
     from matplotlib.figure import Figure
 
     sizes = {"length": "length", "batch": "batch_size", "layers": "layers", "vocabulary": "vocab_size"}

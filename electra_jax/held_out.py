@@ -25,7 +25,7 @@ class Evaluator:
     def __init__(
         self, setup: Setup, inputs: Inputs, prepared: Prepared, workdir: epath.Path, probed: Probed | None = None
     ):
-        """Raises `UserError` for a task to be `probed` with that does not fit the encoder."""
+        """Raises `UserError` where the task in `probed` does not fit the encoder."""
         self._setup, self._inputs, self._tokenizer = setup, inputs, prepared.tokenizer
         self._path = workdir / "verdicts.jsonl"
         self._probe = _probe(probed, setup, prepared, workdir) if probed else None
@@ -59,13 +59,13 @@ def read_probe(config: ProbeConfig) -> Probed | None:
     try:
         task = cli.load_finetune_config(config.config, [("task.path", config.path)] if config.path else [])
         return task, data.load(task.task)
-    except UserError as error:  # which speaks of fine-tuning's settings
+    except UserError as error:  # whose message names settings of fine-tuning
         raise UserError(f"config.probe.config={config.config}: {error}") from None
 
 
 def _probe(probed: Probed, setup: Setup, prepared: Prepared, workdir: epath.Path) -> Callable:
     """The `tasks.probe.Probe` of the task."""
-    from electra_jax.tasks import encoder, probe  # here: few runs are probed, and all of them start
+    from electra_jax.tasks import encoder, probe  # not at the top: every run would load them, but few are probed
 
     named = encoder.Encoder(
         str(workdir), setup.config.model, prepared.tokenizer, setup.config.data.max_seq_length, None

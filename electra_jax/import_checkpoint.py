@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
 
 
 def _read(text: str, base: Config, heads: int | None) -> tuple[Source, Path]:
-    """What `--from` names, and the folder to look for its vocabulary in; `heads`: of attention, where they were given."""
+    """What `--from` names, and the folder to look for its vocabulary in; `heads`: how many attention heads, if that was given."""
     path = Path(text).expanduser()
     found = tensorflow.find(path)
     if found:
@@ -124,7 +124,7 @@ def _tokenizer(config: Config, folder: Path) -> Tokenizer:
 
 
 def _check_overrides(overrides: list[tuple[str, str]], asked: Config, made: Config, path: str) -> None:
-    """Refuses a setting given on the command line that the checkpoint determines otherwise."""
+    """Refuses a setting given on the command line that contradicts what the checkpoint determines."""
     wanted, found = config_values.leaves(asked), config_values.leaves(made)
     for name, text in overrides:
         if name not in ("tokenizer.vocab_file", "tokenizer.vocab_size") and wanted[name][0] != found[name][0]:

@@ -19,7 +19,7 @@ def set_up() -> None:
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     mallopt = _glibc("mallopt")
-    # The hosts of accelerators have many threads that save and read: they keep an arena each.
+    # Not on hosts of accelerators, where many threads save and read: these keep an arena each.
     if mallopt and not _has_accelerator():
         for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, 2**26), (_M_ARENA_MAX, 1)):
             mallopt(option, value)
@@ -50,7 +50,7 @@ def settled(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _has_accelerator() -> bool:
-    """Whether this machine has devices besides its CPU that JAX may use, by the kernel's files: JAX is not to look yet."""
+    """Whether this machine has devices besides its CPU that JAX may use, judged by device files: JAX must not look yet."""
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return False
     return any(glob.glob(path) for path in ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/kfd"))

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     with _opened(args.input, "r", sys.stdin) as source, _opened(args.output, "w", sys.stdout) as target:
         if form == "text":
             rows = _text(source, name, kind.task)
-        else:  # which has no labels, whatever column training's were in
+        else:  # no labels are read, whatever column training had them in
             rows = formats.from_lines(source, name, form, dataclasses.replace(kind.task, label="label"))
         for chunk in _chunks(rows):
             found = examples.of_rows(kind.task, chunk)
@@ -88,7 +88,7 @@ class Labeller:
 
 
 def _form(path: str, given: str) -> str:
-    """The format of a file; raises `UserError` where its name says nothing that is known."""
+    """The format of a file; raises `UserError` where its name has no known ending."""
     suffix = Path(path).suffix
     if given != "auto":
         return given

@@ -34,7 +34,7 @@ def find_origin(workdir: epath.Path, init: str | None, branch: str | None) -> tu
 
 
 def check(saved: Saved, config: Config, workdir: epath.Path, origin: Origin) -> None:
-    """Warns of what the run that goes on has changed; raises `UserError` where it may not."""
+    """Warns of settings changed since the checkpoint; raises `UserError` where such a change is not allowed."""
     was, now = saved.config.train.num_train_steps, config.train.num_train_steps
     has_ended = saved.data and saved.step == was and ends_at_zero(saved.config)
     if has_ended and now > was and _is_own(origin, workdir):

@@ -45,12 +45,12 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
 
 def size(path: epath.PathLike) -> int:
     """Bytes of a file."""
-    # etils looks up the owner's name, which in containers has none.
+    # etils also looks up the owner's name, which may not exist in a container.
     return epath.Path(path).stat().length if is_remote(path) else os.stat(path).st_size
 
 
 def scratch(destination: epath.PathLike) -> Path:
-    """Where on this machine a file is to be written that then moves to `destination`."""
+    """Where on this machine to write a file that is then moved to `destination`."""
     if is_remote(destination):
         return Path(tempfile.gettempdir()) / f"electra_jax-{fingerprint(str(destination))}-{os.getpid()}.partial"
     return Path(f"{destination}.partial")
@@ -81,7 +81,7 @@ def new_folder(destination: epath.PathLike) -> Iterator[Path]:
 
 
 def copy_folder(source: epath.PathLike, destination: epath.PathLike) -> None:
-    """Copies the files of a folder, and of those in it, in place of what was at `destination`."""
+    """Copies a folder with its subfolders, replacing what was at `destination`."""
     source, destination = epath.Path(source), epath.Path(destination)
     if destination.exists():
         destination.rmtree()
@@ -118,16 +118,16 @@ def is_without_locks(error: Exception) -> bool:
 
 
 def is_unreachable(error: Exception) -> bool:
-    """Whether an error says that storage could not be reached or was busy, and another try may go well."""
+    """Whether an error says that storage could not be reached or was busy, so that another try may succeed."""
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
     package, name = type(error).__module__.partition(".")[0], type(error).__name__
-    if package == "gcsfs":  # the error of any status that has none of Python's
+    if package == "gcsfs":  # its error for every HTTP status that has no exception of Python's
         code = str(getattr(error, "code", ""))
         return code in ("408", "429") or code.startswith("5")
     return package in ("aiohttp", "requests") or (package, name) == ("google", "TransportError")
 
 
 def fingerprint(value: Any) -> str:
-    """Twelve characters that stand for a JSON value, in the name of what was made of it."""
+    """A hash of a JSON value in twelve characters, for the name of what was made from it."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -152,7 +152,7 @@ def _show(info: dict[str, Any], setup: Setup, workdir: epath.Path) -> None:
 
 
 def _never_reached(config: Config) -> Iterator[str]:
-    """What a run is too short for, as where a recipe's steps were lowered for a trial."""
+    """Warnings of what a run is too short to reach, as when a recipe's steps were lowered for a trial."""
     optimizer, steps = config.optimizer, config.train.num_train_steps
     if optimizer.warmup_steps + optimizer.cooldown_steps >= steps:
         what = f"config.optimizer.warmup_steps={optimizer.warmup_steps}"
@@ -169,7 +169,7 @@ def _never_reached(config: Config) -> Iterator[str]:
 
 
 def _ended(end: loop.End, position: loop.Position, workdir: epath.Path) -> int:
-    """Says how a run ended; its exit status."""
+    """Says how a run ended; returns its exit status."""
     if end == loop.End.FINISHED:
         distributed.say(
             f"finished at step {position.step:,}; everything about the run is in {workdir}, see report.html there"

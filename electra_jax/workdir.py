@@ -12,7 +12,7 @@ from electra_jax.errors import UserError
 
 @contextlib.contextmanager
 def locked(workdir: epath.Path) -> Iterator[None]:
-    """Makes the work directory, and keeps other runs out of it; a bucket knows no locks.
+    """Makes the work directory, and keeps other runs out of it; a bucket has no locks.
 
     Raises:
       UserError: where it cannot be made, is not shared, or is taken.

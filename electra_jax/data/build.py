@@ -1,7 +1,7 @@
 """Builds what is missing between the text and the records: a survey of the text, the tokenizer, then the data sets.
 
-All lie under `data.directory`, here or in a bucket, named after the settings that determine them, so runs that agree on
-those share them, and a run that does not never reads the wrong ones:
+All lie under `data.directory`, here or in a bucket, named after the settings that determine them: runs that agree on these
+share them, and a run that differs never reads the wrong ones:
 
     corpora/NAME-HASH/                     what the text holds, shard by shard; duplicates
     tokenizers/KIND-HASH.json
@@ -63,7 +63,7 @@ def prepare(
 
     Args:
       config: of a run.
-      say: what is done is told to it, a line at a time.
+      say: is called with lines of text about what is being done.
       tokenizer: that of a checkpoint; without it, one is loaded or trained.
       run: runs the stages: `work.locally`, or what `work.beam` returns.
 
@@ -72,7 +72,7 @@ def prepare(
     """
     text = Text(config, say, run)
     with contextlib.ExitStack() as held:
-        # What is there is read without waiting for anybody.
+        # What exists already is read without waiting for the lock.
         alone = functools.cache(lambda: held.enter_context(_alone(config.data.directory, text.root, say)))
         tokenizer = tokenizer or _known_tokenizer(text)
         if tokenizer is None:

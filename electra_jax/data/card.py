@@ -27,7 +27,7 @@ def write(made: DataSet, tokenizer: Tokenizer) -> None:
 def data_card(made: DataSet, tokenizer: Tokenizer) -> dict[str, Any]:
     """The figures by name; of both splits together where no split is named.
 
-    `fertility` is tokens a word between spaces; `documents_by_tokens` counts documents of up to so many tokens.
+    `fertility` is tokens per space-separated word; `documents_by_tokens` counts documents of up to that many tokens.
     """
     metadata = made.metadata
     splits = {split: metadata[split] for split in (TRAIN, VALIDATION) if split in metadata}

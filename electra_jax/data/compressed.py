@@ -13,7 +13,7 @@ from electra_jax.data import sources
 
 
 def open_file(path: str) -> IO[bytes]:
-    """A file of a source, for reading what was compressed into it."""
+    """Opens a file of a source; reading from it gives the decompressed bytes."""
     file = sources.open_file(path)
     match Path(sources.EMBEDDED_FILE if path == sources.EMBEDDED else path).suffix:
         case ".gz":

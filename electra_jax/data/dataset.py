@@ -43,7 +43,7 @@ LENGTH_BINS = 24
 
 
 class DataSet(NamedTuple):
-    """One that is finished."""
+    """A finished data set."""
 
     directory: epath.Path
     metadata: dict[str, Any]
@@ -62,7 +62,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        """As TFDS calls it."""
+        """Its name in TFDS."""
         return self.path.parent.parent.name
 
     def file(self, split: str, shard: int, shards: int) -> epath.Path:
@@ -107,7 +107,7 @@ class Recording:
     def _chunks(
         self, shard: int, tokenizer: Tokenizer, counts: dict[str, "_Counts"]
     ) -> Iterator[dict[str, list[list[np.ndarray]]]]:
-        """The token ids of the documents of each split, by line where lines matter; as many as fit in a chunk."""
+        """Yields, chunk by chunk, the token ids of the documents of each split, by line where the packing needs lines."""
         by_line = self.packing == "two_segments"
         documents: dict[str, list[list[np.ndarray]]] = {split: [] for split in counts}
         size = 0
@@ -159,7 +159,7 @@ class _ShardWriter:
         self._counts = {"sequences": 0, "text_tokens": 0, "padding": 0}
 
     def write(self, documents: list[list[np.ndarray]], chunk: tuple[int, int]) -> None:
-        """Packs the documents of a chunk, and writes the sequences in a random order of its own."""
+        """Packs the documents of a chunk, and writes the sequences in a random order that depends on the chunk alone."""
         if self._how == "packed":
             packed = packing.pack((ids for document in documents for ids in document), self._length, self._special)
         else:
@@ -180,7 +180,7 @@ class _ShardWriter:
         self._rest = ids[whole:]
 
     def close(self) -> dict[str, int]:
-        """Ends the file; what it holds."""
+        """Closes the file; returns the counts of what it holds."""
         if len(self._rest):
             filling = np.full((RECORD_SEQUENCES - len(self._rest), self._length), self._special.pad, np.int32)
             self._record(np.concatenate([self._rest, filling]))
@@ -193,7 +193,7 @@ class _ShardWriter:
 
 
 class _Counts:
-    """What the documents of a split are like."""
+    """Statistics of the documents of a split."""
 
     def __init__(self):
         self._sums = {"documents": 0, "bytes": 0, "words": 0, "source_tokens": 0, "unknown_tokens": 0}

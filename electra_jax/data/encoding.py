@@ -42,7 +42,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def with_special_names(self) -> tokenizers.Tokenizer:
-        """A pipeline of its own, for a file that registers special tokens in it."""
+        """A separate pipeline, for a file that registers special tokens in it."""
 
     @abc.abstractmethod
     def to_json(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Documents that are nearly the same as an earlier one, found by MinHash (Broder, 1997) with the datasketch library.
 
 Signatures are made shard by shard; then one process goes through them in order, and holds those of all documents that
-are kept (about 7 kB each): for a few million documents. More want a tool of their own before this one.
+are kept (about 7 kB each): enough for a few million documents. For more, run a dedicated tool first.
 """
 
 import array
@@ -20,7 +20,7 @@ _PERMUTATIONS, _SEED, _SCHEME = 128, 1, "affine32"
 _SHINGLE = 5
 # Of memory, for each document that is kept.
 DOCUMENT_BYTES = 7_000
-# How much worse each error of the index is: a false positive costs one exact comparison, a false negative keeps a duplicate.
+# Weights of the index's errors: a false positive costs one comparison of signatures, a false negative keeps a duplicate.
 _ERRORS = (0.1, 0.9)
 # Words, but single characters of Chinese, Japanese and Korean.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]|\w+")

@@ -33,8 +33,8 @@ def shuffled_by_blocks(blocks: Sequence[int], lanes: int, seed: int) -> Order:
     """Blocks of neighbouring sequences come in random order, in several lanes at once, and so do the sequences within a block.
 
     The blocks of an epoch, one after the other, are cut into `lanes` equal stretches. Lane `k` reads stretch `k` and has the
-    places `k`, `k + lanes`, `k + 2 lanes`, ... of the epoch: neighbours in the order come from different blocks, and a process
-    that has the places of some lanes only reads no blocks but theirs.
+    places `k`, `k + lanes`, `k + 2 lanes`, ... of the epoch: successive sequences come from different blocks, and a process
+    that has only the places of some lanes reads only the blocks of these.
 
     Args:
       blocks: how many sequences each block holds; the first block has the first numbers.
@@ -101,7 +101,7 @@ def mixed(shares: Sequence[float], lanes: int, seed: int) -> Callable[[np.ndarra
     before = np.zeros(ROUND, np.int64)
     for source in range(len(counts)):
         before[table == source] = np.arange(counts[source])
-    # Each lane begins elsewhere in the round: all at the same place would be of the same source.
+    # Each lane begins at another place of the round; from the same place, all would read the same source at a time.
     starts = np.arange(lanes) * ROUND // lanes
     skipped = np.stack([np.bincount(table[:start], minlength=len(counts)) for start in starts])
 

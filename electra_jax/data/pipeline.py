@@ -21,9 +21,9 @@ from electra_jax.data import order as orders
 from electra_jax.data.dataset import RECORD_SEQUENCES, TRAIN, VALIDATION, DataSet
 from electra_jax.errors import UserError
 
-# Requests under way at a time to a bucket, which answers each only after a while.
+# Concurrent requests to a bucket, which takes a while to answer each of them.
 _REQUESTS = 32
-# Sequences that are read together: few at a time cost more each.
+# Sequences to read together: in smaller groups, each costs more.
 _READ_AHEAD = 1024
 
 
@@ -67,7 +67,9 @@ class Records:
         indices = np.asarray(indices, np.int64)
         shards = np.searchsorted(self._begins, indices, side="right") - 1
         blocks, places = np.divmod(indices - self._begins[shards], self._block)
-        wanted, which = np.unique(shards << 32 | blocks, return_inverse=True)  # single numbers are many times faster than pairs
+        wanted, which = np.unique(
+            shards << 32 | blocks, return_inverse=True
+        )  # single numbers are many times faster than pairs
         numbered = [divmod(key, 1 << 32) for key in wanted.tolist()]
         of_shard = [(shard, [b for _, b in some]) for shard, some in itertools.groupby(numbered, lambda key: key[0])]
         if self._executor:  # a request for each block, many at a time
@@ -86,7 +88,7 @@ class Records:
         with self._lock:
             found = {block: self._kept[shard, block] for block in blocks if (shard, block) in self._kept}
             reader = self._readers.pop(shard, None)
-        if reader is None:  # in a bucket a request, for which no other thread should wait
+        if reader is None:  # without the lock: in a bucket a request, for which no other thread should wait
             reader = ArrayRecordReader(self._paths[shard], options="readahead_buffer_size:0")
         with self._lock:
             self._readers[shard] = reader
@@ -110,8 +112,8 @@ class Records:
     def _decode(self, record: bytes) -> np.ndarray:
         """The ids of a `tf.train.Example`, as TFDS reads it but without its checks, which would take most of the time.
 
-        The ids are the last of its only feature, and all lengths stand before them: a record as long as the one before and
-        with the same beginning has them at the same place.
+        The ids are the last bytes of a record, after all length fields: a record that is as long as the previous one and begins
+        the same has them at the same place.
         """
         size, head = self._head
         if len(record) == size and record.startswith(head):
@@ -230,7 +232,7 @@ def evaluation_batches(
 ) -> Iterator[EvaluationBatch]:
     """Up to `max_records` (0: all) of the records of all `sources` (`held_out`), each once; `rows` as in `training_batches`.
 
-    They are drawn evenly from all, the same ones for every run and batch size.
+    They are drawn uniformly from all, the same ones for every run and batch size.
     """
     ends = np.cumsum([len(source) for source in sources])
     chosen = np.arange(ends[-1])

@@ -20,7 +20,7 @@ from electra_jax.data.sources import TO_THE_END, Piece
 from electra_jax.errors import UserError
 
 EMPTY = "empty document"
-# Bytes of a line, or of a document between blank lines, which is held in memory.
+# The most bytes of a line, or of a document between blank lines, since it is held in memory.
 _LARGEST = 64 * 2**20
 # Up to this many bytes into a file, a place is named by its line, for which the lines before it are counted.
 _COUNTED = 256 * 2**20
@@ -48,7 +48,7 @@ def documents(pieces: Iterable[Piece], separator: str) -> Iterator[str | Broken]
 
 
 def where(broken: Broken) -> str:
-    """`FILE, line N`; far into a file `FILE, byte N`, since the lines before it are counted here, which takes reading them."""
+    """`FILE, line N`; far into a file `FILE, byte N`, since counting lines takes reading all that is before."""
     if broken.unit == "row":
         return f"{broken.path}, row {broken.place + 1}"
     if broken.place > _COUNTED:
@@ -107,7 +107,7 @@ def _lines(path: str, start: int) -> Iterator[tuple[int, bytes | Broken]]:
 
 
 def _skip_line(file: IO[bytes]) -> int:
-    """Reads to the end of a line; how many bytes that were."""
+    """Reads to the end of a line; returns how many bytes that took."""
     count = 0
     while part := file.readline(1 << 20):
         count += len(part)
@@ -245,7 +245,7 @@ def _column(piece: Piece, row: int, batch) -> Iterator[tuple[int, str] | Broken]
 
     column = batch.column(batch.schema.get_field_index(piece.field))
     try:
-        # As bytes, since one that is not UTF-8 would spoil its whole batch.
+        # As bytes: as text, one value that is not UTF-8 would make its whole batch fail.
         column = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
         values = column.cast(pyarrow.large_binary())
     except pyarrow.ArrowException:

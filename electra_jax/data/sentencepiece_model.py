@@ -1,8 +1,8 @@
 """SentencePiece models, run by the `tokenizers` library.
 
 `sentencepiece` trains them. Text is encoded by the same pipeline that is exported as `tokenizer.json`, so a user
-of the export gets the very ids that were trained on; sentencepiece's own, which adds up scores in float32, differs
-in a tie now and then.
+of the export gets the very ids that were trained on; sentencepiece's own encoder, which adds up scores in float32,
+sometimes breaks a tie differently.
 """
 
 import base64

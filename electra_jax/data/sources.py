@@ -37,7 +37,7 @@ class Piece(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """Text that is prepared together: one source of a mixture, or all there is."""
+    """Text that is prepared together: one source of a mixture, or all sources where they are not mixed."""
 
     name: str
     elements: tuple[tuple[str, str], ...]  # what is read, and the field of it that holds the text
@@ -85,7 +85,7 @@ def make_plan(corpus: Corpus, shard_bytes: int) -> Plan:
 
 
 def changed_files(corpus: Corpus, before: Sequence[dict[str, Any]]) -> list[str]:
-    """The files that are not as `Plan.files` has them, new ones and lost ones included; raises `UserError` like `make_plan`."""
+    """The files that differ from `before` (`Plan.files`), new and lost ones included; raises `UserError` like `make_plan`."""
     named = {file["name"]: file for file in before}
     paths = list(dict.fromkeys(file.path for file in _files(corpus, download=False)))
     same = storage.in_parallel(lambda path: _is_as(path, named.get(path)), paths)
@@ -105,8 +105,8 @@ def open_file(path: str):
 def describe(path: str) -> dict[str, Any]:
     """Name, size, a digest and the time of the last change of a file, to notice that it changed.
 
-    Of a large file the digest covers 64 evenly spaced blocks of 64 KiB, both ends among them; in a bucket, where each block is
-    a request, the time of the upload stands for it.
+    Of a large file the digest covers 64 evenly spaced blocks of 64 KiB, both ends among them; in a bucket, where each block
+    would be a request, the time of the upload takes its place.
     """
     size, modified = _size_and_time(path)
     if storage.is_remote(path):

@@ -24,7 +24,7 @@ from electra_jax.data.readers import Broken
 from electra_jax.data.sources import Corpus, Piece, Plan
 from electra_jax.errors import UserError
 
-# Broken documents of a shard that are named; all are counted.
+# How many broken or empty documents of a shard are listed; all are counted.
 _NAMED = 5
 # Documents that are compared at a time for duplicates, which bounds the memory it takes.
 _COMPARED = 1 << 24
@@ -83,7 +83,7 @@ class Survey:
         return list(storage.in_parallel(lambda shard: json.loads((self.path / f"{shard:05}.json").read_text()), shards))
 
     def hashes(self, shard: int) -> np.ndarray:
-        """Of the documents of a shard, in order."""
+        """The hashes of the documents of a shard, in order."""
         return read_array(self.path / f"{shard:05}.npy")
 
     def documents(self, shard: int, dropped: "Dropped | None" = None) -> Iterator[str]:
@@ -156,7 +156,7 @@ class Dropped:
 
     @property
     def name(self) -> str:
-        """Stands for what was compared."""
+        """Identifies what was compared."""
         return epath.Path(self.directory).name
 
     def of(self, shard: int) -> np.ndarray:

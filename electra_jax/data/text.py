@@ -24,14 +24,14 @@ class Text:
         self.corpora = sources.corpora(config.data)
 
     def directory(self, corpus: Corpus) -> epath.Path:
-        """Of what is known of the text of a corpus."""
+        """For what is found out about the text of a corpus."""
         data = self.config.data
         key = [corpus.elements, data.document_separator, data.shard_bytes]
         return self.root / "corpora" / f"{corpus.name}-{storage.fingerprint(key)}"
 
     @functools.cached_property
     def surveys(self) -> list[Survey]:
-        """Of each corpus, every shard of it read; raises `UserError` where too much is broken."""
+        """One for each corpus, with every shard read; raises `UserError` where too much is broken."""
         data = self.config.data
         made = [survey.begin(data, corpus, self.directory(corpus)) for corpus in self.corpora]
         for one, corpus in zip(made, self.corpora):
@@ -80,7 +80,7 @@ class Text:
             )
 
     def samples(self, num_bytes: int) -> Iterator[str]:
-        """Lines of about `num_bytes` of training text, as the mixture has it, the same for the same source."""
+        """Lines of about `num_bytes` of training text, in the proportions of the mixture; always the same for the same source."""
         sizes = [sum(shard["bytes"] for shard in one.found()) for one in self.surveys]
         data = self.config.data
         weights = data.weights or (1.0,)

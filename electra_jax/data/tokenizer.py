@@ -23,14 +23,14 @@ from electra_jax.data.packing import SPECIAL_TOKENS, SpecialTokens
 from electra_jax.data.sentencepiece_model import SentencePiece
 from electra_jax.errors import UserError
 
-# Characters that get a piece of their own when a vocabulary is trained; rarer ones become [UNK].
+# Share of a text's characters that get pieces of their own when a vocabulary is trained; rarer ones become [UNK].
 _CHARACTER_COVERAGE = 0.9999
 # The most characters, of up to 4 bytes each, of a sentence that SentencePiece is trained on.
 _SENTENCE = 16_000
 
 
 def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Trains a vocabulary; the same texts give the same one, byte for byte. They are gone through once."""
+    """Trains a vocabulary; the same texts give the same one, byte for byte. `texts` is iterated over once."""
     texts = iter(texts)
     first = next(texts, None)
     if first is None:

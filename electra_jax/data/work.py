@@ -21,7 +21,7 @@ from electra_jax import storage
 from electra_jax.errors import UserError, missing_extra
 
 Say = Callable[[str], None]
-# What a worker takes at the most, or nearly.
+# About the most memory that a worker takes.
 _WORKER_BYTES = 2**30
 
 
@@ -33,7 +33,7 @@ class Stage(Protocol):
     def read(self, shard: int) -> None: ...
 
 
-# Runs what is missing of a stage: (stage, number of shards, what it is called).
+# Runs a stage on the shards that it has not done: (stage, number of shards, its name in messages).
 Runner = Callable[[Stage, int, str], None]
 
 
@@ -57,10 +57,10 @@ def memory() -> int:
 
 
 def locally(stage: Stage, shards: int, what: str) -> None:
-    """On all cores of this machine, in processes of their own where there is more than one shard.
+    """Runs a stage on all cores of this machine, in worker processes if more than one shard is left.
 
     Raises:
-      UserError: of the first shard that raised one; those under way are given up, as on Ctrl-C.
+      UserError: from the first shard to fail; the shards under way are abandoned, as on Ctrl-C.
     """
     left = missing(stage, shards)
     workers = min(_workers(), len(left))

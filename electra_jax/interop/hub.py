@@ -52,7 +52,7 @@ def publish(folder: Path, name: str, revision: str, message: str, is_private: bo
     api = _hub(what).HfApi()
 
     def push() -> str:
-        url = api.create_repo(name, private=is_private or None, exist_ok=True)  # None: as the organisation has it
+        url = api.create_repo(name, private=is_private or None, exist_ok=True)  # None: the organisation's default
         if revision != "main":
             api.create_branch(name, branch=revision, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, revision=revision, commit_message=message)

@@ -21,7 +21,7 @@ _SIZES = (
     "max_position_embeddings", "type_vocab_size",
 )  # fmt: skip
 _SETTINGS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps")
-# Settings of theirs that are not ours to choose, and what they must be.
+# Settings of theirs in which we have no choice, and the values they must have.
 _FIXED = {"hidden_act": ("gelu",), "position_embedding_type": ("absolute",), "is_decoder": (False,)}
 
 
@@ -129,7 +129,7 @@ def _write(
 
 
 def parts(config: ModelConfig) -> list[str]:
-    """The towers that make a model of their own."""
+    """The towers that are exported, each as a model of its own."""
     return ["discriminator"] if config.generator is None else ["discriminator", "generator"]
 
 
@@ -176,10 +176,10 @@ def read(folder: Path) -> Model:
 
 
 def sizes(model: Model) -> dict[str, Any]:
-    """A tower's sizes by the names of `ModelConfig`; raises `UserError` where one is absent or no size."""
+    """A tower's sizes by the names of `ModelConfig`; raises `UserError` where one is absent or not a valid size."""
     found = {name: model.config.get(name) for name in _SIZES}
     if found["embedding_size"] is None:
-        found["embedding_size"] = found["hidden_size"]  # BERT has no other
+        found["embedding_size"] = found["hidden_size"]  # BERT has only the one
     for name in _SIZES:
         if not isinstance(found.get(name), int) or found[name] < 1:
             raise UserError(

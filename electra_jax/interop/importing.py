@@ -152,7 +152,7 @@ def _ignored(source: Source, used: set[tuple[int, str]]) -> list[str]:
 
 
 def _is_tied_copy(name: str, source: Source) -> bool:
-    """Whether a tensor is one that both towers share, in the folder it was not taken from."""
+    """Whether a tensor is the unused copy of one that both towers share."""
     if name == "generator_lm_head.weight":
         return True
     if source.model.towers in ONE_ENCODER:

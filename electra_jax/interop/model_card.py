@@ -13,7 +13,7 @@ class Run(NamedTuple):
 
     config: Config
     step: int
-    sequences: int  # of the present length's
+    sequences: int  # consumed at the present length
     parameters: int
     trained_length: int  # tokens of the longest text
     metrics: Mapping[str, float]  # held-out figures of that step, by name; may be empty
@@ -28,7 +28,7 @@ def text(run: Run, part: str, architecture: str) -> str:
     return "\n".join([*_head(run, part, architecture), *_body(run, part, architecture)])
 
 
-# In the place of a model's name while it has none.
+# Placeholder for the name of a model that has none yet.
 NO_NAME = "PATH_OR_NAME"
 
 
@@ -105,7 +105,7 @@ def _training(run: Run) -> list[str]:
 
 
 def _tokens_read(run: Run) -> int:
-    """Padding included: those of the lengths that are done with, and of the present one."""
+    """Tokens read at all lengths so far, padding included."""
     tokens, begin = run.sequences * run.config.phase(run.step).length, 0
     for phase in run.config.phases:
         if phase.end is not None and phase.end <= run.step:

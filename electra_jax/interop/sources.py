@@ -29,8 +29,8 @@ class Source(NamedTuple):
       path: for messages.
       model: the configuration with its sizes.
       pieces: its tensors.
-      moments: Adam's, as the same pieces of other weights; empty where it has none.
-      step: updates it has behind it, 0 where it does not say.
+      moments: those of Adam, as the same pieces with other weights; empty if there are none.
+      step: updates made so far, 0 where it does not say.
     """
 
     path: str

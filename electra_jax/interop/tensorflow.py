@@ -76,7 +76,7 @@ def sizes(checkpoint: Checkpoint, tower: str, heads: int | None = None) -> dict[
     Args:
       checkpoint: as read.
       tower: "electra" (the discriminator) or "generator".
-      heads: of its attention, which nothing in the file tells; without them the original's rule.
+      heads: how many attention heads it has, which the file does not tell; None: by the original's rule.
     """
     weights, names = checkpoint.weights, checkpoint.weights.names()
     layers = {int(m[1]) for name in names if (m := re.match(rf"{tower}/encoder/layer_(\d+)/", name))}

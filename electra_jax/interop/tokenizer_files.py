@@ -30,7 +30,7 @@ def write(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
       max_length: tokens a model takes, [CLS] and [SEP] included.
     """
     config: dict[str, Any] = {
-        # Named, or AutoTokenizer would take BertTokenizer for the model type and split the text by its rules.
+        # Named, since AutoTokenizer would otherwise choose BertTokenizer by the model type, and split text by its rules.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length,
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
@@ -134,7 +134,7 @@ def _checked(tokenizer: Tokenizer, folder: Path, whole: dict[str, Any]) -> Token
 
 
 def max_length(folder: Path, positions: int) -> int:
-    """Tokens that a model in a Hugging Face folder is for, by its tokenizer; where that does not say, all its positions."""
+    """The most tokens that a model in a Hugging Face folder takes, as its tokenizer says; otherwise all its positions."""
     said = _read_json(folder / "tokenizer_config.json").get("model_max_length")
     return min(int(said), positions) if isinstance(said, int | float) and said >= 1 else positions
 

@@ -110,7 +110,7 @@ def read_pickle(path: Path) -> dict[str, np.ndarray]:
 
 
 def _from_mapping(tensors: Mapping[str, np.ndarray]) -> Weights:
-    # Checkpoints that go back to TensorFlow's may call the LayerNorms' tensors as it does.
+    # Checkpoints converted from TensorFlow's may keep its names for the LayerNorms' tensors.
     present = {_LAYER_NORM.sub(lambda m: f"LayerNorm.{_PRESENT[m[1]]}", name): value for name, value in tensors.items()}
     return Weights(present, present.__getitem__)
 

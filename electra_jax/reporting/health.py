@@ -1,4 +1,4 @@
-"""Signs that a run collapses: each is said once."""
+"""Signs that a run collapses; each is reported once."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ class Health:
         self._said: set[str] = set()
 
     def check(self, step: int, figures: Mapping[str, float]) -> list[str]:
-        """Warnings that these figures give and none before gave."""
+        """Warnings that these figures give for the first time."""
         if step <= self._warmup_steps:
             return []
         found = {}

@@ -15,7 +15,7 @@ _SETTLED = 10  # steps after the start: compilation and first allocations lie be
 def profiled(step_fn: Callable, steps: int, directory: epath.Path, say: Callable[[str], None]) -> Iterator[Callable]:
     """`step_fn`, of which `steps` calls (0: none) are profiled once it has settled; `say` how to look at them.
 
-    A run that ends within the window leaves what there is of it.
+    If the run ends within the window, the steps up to there are kept.
     """
     calls, recorded = itertools.count(), 0
 

@@ -1,6 +1,6 @@
 """`report.html`: one or more runs as a page that needs nothing else: curves, verdicts in colour, what was run.
 
-Everything is read from work directories, so the page can be made at any time, also of a run that goes on.
+Everything is read from work directories, so the page can be made at any time, also of a run still in progress.
 """
 
 import datetime
@@ -141,7 +141,7 @@ def _read(workdir: epath.Path) -> Run:
     found = rows(workdir / "metrics.jsonl")
 
     def read(name: str) -> dict[str, Any]:
-        # A seed's configuration is that of all.
+        # All seeds share one configuration, in the folder above.
         places = [workdir / name, *([workdir.parent / name] if workdir.name.startswith("seed-") else [])]
         return next((json.loads(path.read_text()) for path in places if path.exists()), {})
 
@@ -260,13 +260,13 @@ def _verdicts(run: Run) -> str:
         return ""
     late = max(run.verdicts)
     text = _text(run.verdicts[late])
-    # Another length, by a curriculum, has other text.
+    # With a curriculum, another length has other text.
     early = min(step for step, sequences in run.verdicts.items() if _text(sequences) == text)
     steps = sorted({early, late})
     parts = [
         f"<h2>What the discriminator says: {html.escape(run.name)}</h2>",
-        '<p class="soft">The more red, the more the discriminator takes a token for replaced. Framed: the generator did replace '
-        "it, with the original struck through behind. Held-out text, the same at every step.</p>",
+        '<p class="soft">The redder a token, the surer the discriminator is that it was replaced. Framed: the generator did '
+        "replace it; the original follows, struck through. Held-out text, the same at every step.</p>",
     ]
     shown = [verdicts.to_html(run.verdicts[step]) for step in steps]
     for number in range(min(map(len, shown))):

@@ -39,7 +39,7 @@ class Reporter:
         throughput: Callable[[int, float], Mapping[str, float]],
         total_steps: int,
     ):
-        """`throughput(step, step_seconds)` gives the figures of speed that are reported beside it."""
+        """`throughput(step, step_seconds)` gives the speed figures that are reported along with the step."""
         self.console = console
         self._writers = [*writers, console]
         self._health = health
@@ -61,7 +61,7 @@ class Reporter:
             self._settle(*previous)
 
     def flush(self, step: int, held_out: Evaluation | None = None) -> bool:
-        """Waits for the last step and reports it; with `held_out`, what that returns stands under `step`.
+        """Waits for the last step and reports it; what `held_out` returns is reported under `step` too.
 
         Returns:
           Whether `held_out` gave figures; it gives None where it was cut short.

@@ -1,4 +1,4 @@
-"""What a run is, resolved before its first step: `run.json` and its first lines."""
+"""What is known of a run before its first step: `run.json`, and the first lines the run prints."""
 
 import importlib.metadata
 import platform

@@ -38,7 +38,7 @@ def read_tokens(verdicts: Any, vocabulary: Sequence[str], pad: int) -> list[list
 
 
 def write(path: epath.Path, step: int, sequences: Sequence[Sequence[Token]]) -> None:
-    """Adds those of `step`, and drops what an interrupted run wrote beyond it."""
+    """Adds the sequences of `step`, and drops what an interrupted run wrote from that step on."""
     kept = [row for row in rows(path) if row["step"] < step]
     text = "".join(
         json.dumps(row, ensure_ascii=False) + "\n" for row in [*kept, {"step": step, "sequences": sequences}]
@@ -54,9 +54,9 @@ def read(path: epath.Path) -> dict[int, list[list[Token]]]:
 def to_html(sequences: Sequence[Sequence[Token]]) -> list[str]:
     """A paragraph a sequence: the redder a token, the surer the discriminator is that it was replaced.
 
-    What was replaced is framed, with the original struck through behind it. Styles stand in the elements, for a page or a notebook.
+    Replaced tokens are framed, each followed by the original, struck through. Styles are inline, to work in a page or a notebook.
     """
-    # SentencePiece marks what begins a word, WordPiece what goes on with one.
+    # SentencePiece marks tokens that begin a word, WordPiece those that continue one.
     is_sentencepiece = any(token.text.startswith("▁") for tokens in sequences for token in tokens)
     return [f'<p style="line-height: 2">{_words(tokens, is_sentencepiece)}</p>' for tokens in sequences]
 
@@ -66,7 +66,7 @@ def _words(tokens: Sequence[Token], is_sentencepiece: bool) -> str:
     for token in tokens:
         text = token.replacement or token.text
         begins = text.startswith("▁") or not (is_sentencepiece or text.startswith("##"))
-        # An original stands apart from what comes next, also in the middle of a word.
+        # A space sets a struck-through original apart from what follows, even in the middle of a word.
         parts.append(" " if begins or was_replaced else "")
         was_replaced = token.replacement is not None
         frame = "; outline: 1.5px solid" if was_replaced else ""
@@ -78,4 +78,6 @@ def _words(tokens: Sequence[Token], is_sentencepiece: bool) -> str:
 
 
 def _bare(token: str) -> str:
-    return html.escape(token.removeprefix("##").removeprefix("▁")) or "&nbsp;"  # SentencePiece has spaces of their own
+    return (
+        html.escape(token.removeprefix("##").removeprefix("▁")) or "&nbsp;"
+    )  # SentencePiece has tokens that are only a space

@@ -64,9 +64,9 @@ class JsonLines:
         self._rewrite()
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """A figure that is not finite is written as null, since JSON has no other."""
+        """A figure that is not finite is written as null, since JSON has no NaN or infinity."""
         row = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        if self._rows and self._rows[-1]["step"] == step:  # an evaluation that is made up for
+        if self._rows and self._rows[-1]["step"] == step:  # an evaluation, made late for a step already written
             self._rows[-1] |= row
             self._rewrite()
             return
@@ -106,7 +106,7 @@ def _copy_to_bucket(path: epath.Path, content: bytes | str) -> None:
 
 
 def _tensorboardx() -> tuple[Any, Any, Any]:
-    """tensorboardX's writer, `Event` and `Summary`, without torch, which it would load: seconds, for what no scalar needs."""
+    """tensorboardX's writer, `Event` and `Summary`, without torch: loading it takes seconds, and no scalar needs it."""
     is_loaded = "torch" in sys.modules
     if not is_loaded:
         sys.modules["torch"] = None
@@ -132,7 +132,7 @@ class TensorBoard:
         self._local.mkdir(parents=True, exist_ok=True)
         make_writer, self._events, self._summary = _tensorboardx()
         self._writer = make_writer(str(self._local / "events"))
-        # What an interrupted run wrote beyond `resume_step` is hidden by TensorBoard.
+        # Makes TensorBoard hide what an interrupted run wrote beyond `resume_step`.
         begin = self._events.SessionLog(status=self._events.SessionLog.START)
         self._add(step=resume_step + 1, session_log=begin)
 
@@ -158,9 +158,9 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases, which a resumed run goes on with; needs the extra `[wandb]`.
+    """A run of Weights & Biases, which a resumed run continues; needs the extra `[wandb]`.
 
-    Whether it is online goes by the environment (`WANDB_MODE`, `WANDB_API_KEY`), as everywhere.
+    Whether it is online depends on the environment (`WANDB_MODE`, `WANDB_API_KEY`), as usual.
     """
 
     def __init__(self, project: str, workdir: epath.Path, resume_step: int, config: Mapping[str, Any]):
@@ -197,7 +197,7 @@ class WeightsAndBiases:
 
 
 def writers_of(workdir: epath.Path, resume_step: int, wandb_project: str, config: Mapping[str, Any]) -> list[Writer]:
-    """All that a run in `workdir` reports to but the terminal; `config` is what Weights & Biases shows of it."""
+    """All writers of a run in `workdir` except the terminal's; `config` is what Weights & Biases shows of it."""
     found = [JsonLines(workdir / "metrics.jsonl", resume_step), TensorBoard(workdir / "tensorboard", resume_step)]
     if wandb_project:
         found.append(WeightsAndBiases(wandb_project, workdir, resume_step, config))

@@ -57,7 +57,7 @@ def lengths_of(sizes: np.ndarray, max_length: int, num_batches: float, multiple:
 def plan(
     sizes: np.ndarray, batch_size: int, lengths: Sequence[int], rng: np.random.Generator | None = None
 ) -> list[Planned]:
-    """Every feature once, in batches that are full but the last.
+    """Every feature once, in batches of which at most one is not full.
 
     Args:
       sizes: `[N]`, tokens of each feature.
@@ -92,7 +92,7 @@ def batch(
       features: all of them.
       batch_size: rows; those without a feature have weight 0.
       pad: id of [PAD].
-      by_token: whether a target has an entry a token.
+      by_token: whether a target has one entry per token.
       seeds: `[batch_size, 2]`, of its dropout.
     """
     chosen = [features[index] for index in planned.features]

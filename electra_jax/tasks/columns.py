@@ -24,7 +24,7 @@ def sentences(lines: Iterable[str], name: str, kind: str, column: str) -> Iterat
       lines: of the file.
       name: of the file, for messages.
       kind: conll or conllu.
-      column: of the tag: a name of CoNLL-U or a number; `label` for the last one, in CoNLL-U for upos.
+      column: that of the tag: a name of CoNLL-U or a number; `label` means the last one, in CoNLL-U upos.
 
     Raises:
       UserError: for a line or a file that is not of this form.
@@ -50,7 +50,7 @@ def _check_words(found: list[Sentence], name: str) -> None:
 
 
 def _tagged(lines: Iterable[str], name: str, kind: str, column: str) -> Iterator[Sentence]:
-    """All sentences, with None as the tag of a word alone."""
+    """All sentences, with None as the tag of a word that stands alone on its line."""
     words: list[str] = []
     tags: list[str | None] = []
     begin, width = 1, 0
@@ -102,7 +102,7 @@ def _tagged(lines: Iterable[str], name: str, kind: str, column: str) -> Iterator
 
 
 def _cells(line: str) -> list[str]:
-    """Those between tabs, of which some may be empty (a tab at the end begins none), or else between spaces."""
+    """The cells of a line: between tabs, where some may be empty (a tab at the end begins none), or else between spaces."""
     if "\t" in line:
         return [cell.strip(" ") for cell in line.removesuffix("\t").split("\t")]
     return [part for part in line.split(" ") if part]

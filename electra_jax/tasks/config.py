@@ -60,7 +60,7 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneModelConfig:
-    """What of the model the checkpoint does not determine."""
+    """The settings of the model that the checkpoint does not determine."""
 
     hidden_dropout_prob: float = setting(0.1, "dropout on embeddings and on each sub-layer's output", REFUSE)
     attention_probs_dropout_prob: float = setting(0.1, "dropout on attention weights", REFUSE)
@@ -204,13 +204,13 @@ def check_steps(config: FinetuneConfig, num_examples: int) -> str | None:
 
 
 def _steps(config: FinetuneConfig, num_examples: int) -> tuple[int, int]:
-    """Of the run, and of an epoch."""
+    """The steps of the run, and of an epoch."""
     per_epoch = math.ceil(num_examples / config.train.batch_size)
     return max(1, round(config.train.epochs * per_epoch)), per_epoch
 
 
 def resolve(config: FinetuneConfig, model: ModelConfig, num_examples: int) -> Config:
-    """The same in the terms of the train step and the loop, which know nothing of epochs.
+    """The fine-tuning in terms of the train step and the loop, which know nothing of epochs.
 
     Args:
       config: of the fine-tuning.

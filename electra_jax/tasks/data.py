@@ -18,7 +18,7 @@ from electra_jax.tasks.labels import Labels
 _DEFAULT_METRIC = {
     "classification": "accuracy", "regression": "spearman", "tagging": "accuracy", "question_answering": "f1"
 }  # fmt: skip
-_DEFAULT_METRIC_OF_SPANS = "span_f1"  # where most words are outside of any, nearly all tags may be right and no span
+_DEFAULT_METRIC_OF_SPANS = "span_f1"  # most words are in no span: nearly all tags may be right, but no span
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def load(task: TaskConfig) -> TaskData:
     """Reads all splits of a task.
 
     Raises:
-      UserError: for what is not there, broken or has no meaning, named by file and line.
+      UserError: for what is missing, broken or meaningless, named by file and line.
     """
     source = formats.Source(task)
     splits = {name: source.splits(name) for name in ("train", "validation", "test")}
@@ -62,7 +62,7 @@ def load(task: TaskConfig) -> TaskData:
     rows: dict[str, dict[str, list[Row]]] = {}
     warnings: list[str] = []
     for part, places in splits.items():
-        # Predictions for a test set must be of all of it.
+        # Predictions for a test set must cover all of it.
         fraction = 0.0 if part == "test" else task.max_broken_fraction
         rows[part] = {split: _read(task, source, split, place, fraction, warnings) for split, place in places.items()}
     if both := rows["validation"].keys() & rows["test"].keys():
@@ -136,12 +136,12 @@ def _without_placeholders(task: TaskConfig, found: list[Row]) -> list[Row]:
 def _given(
     task: TaskConfig, source: formats.Source, rows: dict[str, dict[str, list[Row]]], of_training: list[Any]
 ) -> Labels | None:
-    """How the data give labels, of a task that has any."""
+    """How the data give labels; None for a task that has none."""
     if task.kind not in ("classification", "tagging"):
         return None
     names = task.labels
     if not names:
-        # Of all splits where words are tagged: a tag that training never shows is an error of the model, not of the data.
+        # In tagging, those of all splits: a tag that training never shows is then the model's error, not the data's.
         parts = rows.values() if task.kind == "tagging" else ()
         names = labels.in_order(map(str, itertools.chain(of_training, *(_labels(task, part) for part in parts))))
         return Labels(names, as_bioes=task.tags == "bioes")
@@ -163,7 +163,7 @@ def _header(task: TaskConfig, training: dict[str, list[Row]], of_training: list[
 
 
 def _labels(task: TaskConfig, part: dict[str, list[Row]]) -> Iterable[Any]:
-    """Labels, or tags; what has none is passed over."""
+    """All labels, or tags; rows without any are skipped."""
     for row in itertools.chain.from_iterable(part.values()):
         if task.kind == "tagging":
             yield from examples.tags(task, row, False) or ()
@@ -204,7 +204,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def _are_scores(given: Sequence[Any]) -> bool:
-    """Whether labels are numbers with a fraction, which a table has as text."""
+    """Whether labels are numbers, some with a fraction; in a table they are text."""
     texts = [label for label in given if isinstance(label, str)]
     if not texts:
         return any(isinstance(label, float) for label in given)

@@ -1,4 +1,4 @@
-"""The encoder to fine-tune: of a run, of an exported folder, or of another program's."""
+"""The encoder to fine-tune: from a run, from an exported folder, or from another program."""
 
 import dataclasses
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class Encoder:
 
     def fresh(self) -> "Encoder":
         """The same with random weights instead."""
-        untrained = self.model.max_position_embeddings  # none of its positions better than another
+        untrained = self.model.max_position_embeddings  # no position is trained better than another
         return dataclasses.replace(self, name=f"{self.name}, random weights", trained_length=untrained, params=None)
 
 
@@ -100,11 +100,11 @@ def _of_folder(folder: Path, with_head: bool) -> Encoder:
     found = found if with_head else parts(found)
     model = imported.config.model
     trained_length = tokenizer_files.max_length(folder, model.max_position_embeddings)
-    if (folder / "task.json").is_file():  # whose texts may have been shorter than those of its encoder
+    if (folder / "task.json").is_file():  # its texts may be shorter than those its encoder was trained on
         trained_length = weights.read_json(folder / "task.json").get("trained_length", trained_length)
     return Encoder(str(folder), model, tokenizer, trained_length, lambda mesh: found)
 
 
 def parts(params: Params) -> Params:
-    """What fine-tuning takes of the parameters of pretraining."""
+    """The pretraining parameters that fine-tuning starts from."""
     return {"shared": params["shared"], "discriminator": {"encoder": params["discriminator"]["encoder"]}}

@@ -1,4 +1,4 @@
-"""Examples of a task: a row of any format as what the kinds of task are made of."""
+"""Examples of a task: rows of any format, turned into what the kinds of task work on."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ class Answer(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One example; what its kind has no use for is empty."""
+    """One example; fields that its kind does not use are empty."""
 
     where: str  # file and line, for messages
     id: str
@@ -28,7 +28,7 @@ class Example(NamedTuple):
 
 
 def are_labelled(found: Iterable[Example]) -> bool:
-    """Whether each has a label: a split that is measured."""
+    """Whether all have a label, so that the split can be measured."""
     return all(example.label is not None for example in found)
 
 
@@ -105,7 +105,7 @@ def _question(row: Row, identity: str, takes_label: bool, needs_label: bool) -> 
     return Example(row.where, identity, (question, context), label=tuple(_placed(one, context, row) for one in answers))
 
 
-# SQuAD has answers that stand a character or two beside their place.
+# Offsets to try, since some answers in SQuAD are a character or two off from their stated start.
 _BESIDE = (0, -1, 1, -2, 2)
 
 
@@ -145,7 +145,7 @@ def label_name(task: TaskConfig, row: Row) -> str:
 
 
 def tags(task: TaskConfig, row: Row, is_needed: bool) -> Sequence[Any] | None:
-    """The tags of a sentence as they are given; raises `UserError` where they are no list, or not there though needed."""
+    """The tags of a sentence as they are given; raises `UserError` where they are not a list, or needed but missing."""
     found = _optional(row, label_name(task, row), is_needed)
     if found is not None and not isinstance(found, (list, tuple)):
         raise UserError(f"{row.where}: the tags must be a list, one a word, not {str(found)[:60]!r}")

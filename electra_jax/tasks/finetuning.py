@@ -1,4 +1,4 @@
-"""One run of fine-tuning: a seed's way through the loop of pretraining."""
+"""One run of fine-tuning: a single seed, trained with the loop of pretraining."""
 
 import dataclasses
 import math
@@ -60,7 +60,7 @@ def run(job: Job, seed: int, workdir: epath.Path, interrupts: Interrupts) -> Out
 
 
 class _Run:
-    """The way of one seed."""
+    """The run of one seed."""
 
     def __init__(self, job: Job, seed: int, workdir: epath.Path, interrupts: Interrupts):
         self._job, self._seed, self._workdir, self._interrupts = job, seed, workdir, interrupts
@@ -147,7 +147,7 @@ class _Run:
             return None
         figures = job.kind.figures(split.examples, job.predictions(split, outputs))
         if self._note(step, figures[job.metric]) and self._keeps_best:
-            # Before the figures are written down: whoever finds those finds the weights.
+            # Before the figures are written down: wherever these are found, the weights are there.
             checkpoint.save_weights(self._kept(step), params)
             self._drop_surpassed()
         return figures
@@ -165,7 +165,7 @@ class _Run:
                 surpassed.rmtree(missing_ok=True)
 
     def _note(self, step: int, value: float) -> bool:
-        """Whether this is the best evaluation so far."""
+        """Takes note of an evaluation; returns whether it is the best so far."""
         if value > self._best:
             self._best, self._since = value, 0
             self._best_steps.append(step)

@@ -44,7 +44,7 @@ def write(folder: epath.Path, params: Params, model: ModelConfig, kind: Kind, ab
         exported = encoder_alone(model, attention="auto", unroll="auto")
         huggingface.write_task(partial, params, exported, kind.head, tokenizer.special, _labels(kind))
         tokenizer_files.write(tokenizer, partial, task.max_length)
-        # Of this machine nothing: the folder may be published.
+        # Nothing about this machine: the folder may be published.
         saved = {"task": dataclasses.asdict(task) | dict.fromkeys(_PLACES, ""), "settings": kind.settings(), **about}
         saved["from"] = shown_origin(about["from"])
         (partial / "task.json").write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

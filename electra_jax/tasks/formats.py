@@ -1,6 +1,6 @@
 """Files and data sets of labelled examples, as rows of named fields.
 
-JSON lines have what they have. Tab-separated files have their columns. SQuAD's JSON gives id, question, context and
+JSON lines keep their fields, tab-separated files their columns. SQuAD's JSON gives id, question, context and
 answers; columns of words give tokens and tags.
 """
 
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     broken: str = ""  # what is wrong with the line, where it may be left out
 
     def named(self, name: str) -> str:
-        """Of `NAME|NAME`, the first that this row has; the first where it has none."""
+        """Of `NAME|NAME`, the first that this row has, or the first of all where it has none."""
         names = name.split("|")
         return next((one for one in names if one in self.values), names[0])
 
@@ -90,7 +90,7 @@ class Source:
         if len(files) == 1:
             return {part: str(files[0])}
         names = [file.stem for file in files]
-        if len({*names}) < len(files):  # of one name in several folders, or forms
+        if len({*names}) < len(files):  # the same name in several folders, or formats
             names = [name.strip("/").replace("/", "-") for name in _listed(given)]
         if len({*names}) < len(files):
             raise UserError(f"config.task.{part}={given}: two of these would go by one name; rename a file")

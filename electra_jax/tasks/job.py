@@ -115,7 +115,7 @@ class Job:
 
     @functools.cached_property
     def validation(self) -> Split | None:
-        """The labelled split that is chosen by."""
+        """The labelled split that models are chosen by."""
         return next((s for s in self.splits if s.name in self.data.validation and s.is_labelled), None)
 
     @functools.cached_property
@@ -133,7 +133,7 @@ class Job:
         return params if self._pretrained is None else {**self._pretrained, "head": params["head"]}
 
     def start_from(self, params: Params) -> None:
-        """Lets the runs that follow begin with these weights of an encoder."""
+        """Makes the runs that follow begin with these encoder weights."""
         self._pretrained = params
 
     def place(self, whole: Iterable[Any], batch_size: int) -> Iterator[Any]:
@@ -158,7 +158,7 @@ class Job:
         return batches.outputs(logits, features, size, self._lengths_of_predictions, pad, is_cut_short)
 
     def predictions(self, split: Split, outputs: Sequence[np.ndarray]) -> list[Any]:
-        """What a model, or the average of several, says of a split; a threshold is chosen anew where it is for that."""
+        """What a model, or the average of several, says of a split; if it is the validation split, a threshold is chosen anew."""
         found = self.kind.predictions(split.examples, split.features, outputs)
         if split is self.validation:
             self.kind.tune(split.examples, found)

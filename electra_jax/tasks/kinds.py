@@ -34,7 +34,7 @@ class Kind(abc.ABC):
 
     head: str  # which of the heads: "sequence", "tagging" or "question_answering"
     num_outputs: int
-    by_token = False  # whether a target has an entry a token
+    by_token = False  # whether a target has one entry per token
     probability_axis = -1  # of the stacked outputs of several models, that probabilities sum to 1 over
     num_cut = 0  # texts that `features` cut at its last call
     cut_by = "max_length"  # the setting of `TaskConfig` that says where
@@ -55,7 +55,7 @@ class Kind(abc.ABC):
     def predictions(
         self, examples: Sequence[Example], features: Sequence[Feature], outputs: Sequence[np.ndarray]
     ) -> list[Any]:
-        """A prediction an example, of the outputs `[num_outputs]` or `[n, num_outputs]` of each feature."""
+        """One prediction per example, from the outputs of the features, `[num_outputs]` or `[n, num_outputs]` each."""
 
     @abc.abstractmethod
     def figures(self, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, float]:
@@ -68,10 +68,10 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def is_collapsed(self, examples: Sequence[Example], predictions: Sequence[Any]) -> bool:
-        """Whether a model has learnt nothing: what it says is no better than chance, where there is anything to tell."""
+        """Whether a model has learnt nothing: what it says is no better than chance, on examples that would show the difference."""
 
     def average(self, outputs: Sequence[np.ndarray]) -> np.ndarray:
-        """One output for those of several models for a feature: the logarithm of their mean probabilities."""
+        """One output in place of those of several models for a feature: the logarithm of their mean probabilities."""
         every = special.softmax(np.asarray(outputs, np.float64), axis=self.probability_axis)
         return np.log(np.maximum(every.mean(0), 1e-30))
 

@@ -21,7 +21,7 @@ class Labels:
         """`are_indices`: the data give places in `names`. `as_bioes`: tags in BIO are predicted as BIOES.
 
         Raises:
-          UserError: for a name that is no text, or none of a span where it should be.
+          UserError: for a name that is not text, or, with `as_bioes`, not the tag of a span.
         """
         for name in names:
             if not is_text(name):
@@ -36,7 +36,7 @@ class Labels:
         return self._places[self._name(label, where)]
 
     def of_words(self, tags: Iterable[Any], where: str) -> tuple[int, ...]:
-        """Likewise of the tags of a sentence."""
+        """The places of the tags of a sentence, likewise."""
         names = [self._name(tag, where) for tag in tags]
         return tuple(self._places[name] for name in (to_bioes(names) if self._as_bioes else names))
 

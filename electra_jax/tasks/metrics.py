@@ -6,7 +6,7 @@ import numpy as np
 
 
 def accuracy(expected: np.ndarray, predicted: np.ndarray) -> float:
-    """Share of equal entries; 0 of none."""
+    """Share of equal entries; 0 if there are none."""
     return float((expected == predicted).mean()) if expected.size else 0.0
 
 
@@ -100,7 +100,7 @@ def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
 
 def to_bioes(tags: Sequence[str]) -> list[str]:
-    """Tags in BIO, those that end a span as E, and spans of one word as S."""
+    """BIO tags as BIOES: the last tag of a span becomes E, and that of a one-word span S."""
     result = ["O"] * len(tags)
     for label, first, last in spans(tags):
         for place in range(first, last + 1):

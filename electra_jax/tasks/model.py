@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
     input_ids: jax.Array  # [B, L] int32
     token_type_ids: jax.Array  # [B, L] int32
-    target: jax.Array  # [B], of tagging [B, L], -1 where there is none, of question answering [B, 2]
+    target: jax.Array  # [B]; tagging: [B, L], -1 where there is none; question answering: [B, 2]
     weight: jax.Array  # [B] float32
     seeds: jax.Array  # [B, 2] uint32, of dropout
 
@@ -51,13 +51,13 @@ class Head(nnx.Module):
         first, second = (noise and noise.at(place) for place in (_HEAD, _HEAD + 1))
         if self.dense is None:
             return self.output(dropout(hidden, self.dropout_rate, first)).astype(jnp.float32)
-        # As a sequence of one, which is how layers take a batch.
+        # As sequences of one token, since layers take `[B, L, D]`.
         x = gelu(self.dense(dropout(hidden[:, :1], self.dropout_rate, first)))
         return self.output(dropout(x, self.dropout_rate, second))[:, 0].astype(jnp.float32)
 
 
 class TaskModel(nnx.Module):
-    """Embeddings and encoder of the discriminator, and a head; the tree has their names of pretraining."""
+    """Embeddings and encoder of the discriminator, and a head; the tree names them as in pretraining."""
 
     def __init__(
         self, config: ModelConfig, vocab_size: int, head: str, num_outputs: int, dropout_rate: float, *, rngs: nnx.Rngs
@@ -105,7 +105,7 @@ class FineTuning:
         return losses.cross_entropy(logits, jnp.maximum(example.target, 0))
 
     def _weights(self, example: Batch) -> jax.Array:
-        """Of an example each, or of a token."""
+        """The weights of examples, or of their tokens."""
         if self.kind == "tagging":
             return example.weight[:, None] * (example.target >= 0)
         return example.weight

@@ -28,11 +28,11 @@ def make_kind(task: TaskConfig, tokenizer: Tokenizer) -> Kind:
 
 
 def module_of(kind: Kind, classifier_dropout: float = 0.0) -> functools.partial:
-    """What `Architecture` and `Program` make a model of."""
+    """The module that `Architecture` and `Program` build a model from."""
     return functools.partial(TaskModel, head=kind.head, num_outputs=kind.num_outputs, dropout_rate=classifier_dropout)
 
 
 def predicting(model: ModelConfig, kind: Kind) -> Architecture:
-    """The model as predictions are made by: in float32, the plain attention."""
+    """The model that predictions are made with: in float32, with plain attention."""
     plain = encoder_alone(model, dtype="float32", attention="reference", remat="none", unroll="auto")
     return Architecture(plain, kind.tokenizer.vocab_size, module_of(kind))

@@ -1,4 +1,4 @@
-"""What an encoder is worth while it is still pretrained: a fine-tuning every so many steps."""
+"""What an encoder is worth while it is still being pretrained: a fine-tuning every so many steps."""
 
 from etils import epath
 
@@ -19,7 +19,7 @@ class Probe:
     """A task, read once, whose fine-tuning begins anew with the weights of each call."""
 
     def __init__(self, config: FinetuneConfig, data: TaskData, encoder: Encoder, scratch: epath.Path):
-        """`encoder` is what is pretrained, without weights. `scratch` is removed again."""
+        """`encoder` is the one being pretrained, without weights. `scratch` is a folder that is removed after use."""
         self._scratch = scratch
         self._job = Job(config, data, encoder, lambda text: distributed.say(f"the probe: {text}"), is_silent=True)
         # Validation if there is any: pretraining may be steered by this, which is not what a test set is for.

@@ -15,7 +15,7 @@ from electra_jax.tasks.examples import Example
 from electra_jax.tasks.kinds import Feature, Kind, joined
 
 _MEASURES = {"f1": squad.f1, "exact_match": squad.exact_match}
-# Odds of no answer where no span is text; JSON has no infinity.
+# `null_odds` where no span has any text; JSON has no infinity.
 _SURELY_NONE = 1e9
 
 
@@ -35,7 +35,7 @@ class Prediction(NamedTuple):
 
 
 class QuestionAnswering(Kind):
-    """Answers to questions; whether there is none goes by `null_threshold`, chosen on the validation set for the task's metric."""
+    """Answers to questions; `null_threshold`, chosen on the validation set for the task's metric, decides where there is none."""
 
     head = "question_answering"
     num_outputs = 2
@@ -55,7 +55,7 @@ class QuestionAnswering(Kind):
         whole = self.tokenizer.encode_batch([example.texts[0] for example in examples])
         questions = [ids[: self.task.max_query_length] for ids in whole]
         self.num_cut = sum(len(ids) > self.task.max_query_length for ids in whole)
-        # Each once: of SQuAD's contexts one has about five questions.
+        # Each context once: in SQuAD, about five questions share one.
         texts = list(dict.fromkeys(example.texts[1] for example in examples))
         contexts = dict(zip(texts, self.tokenizer.encode_with_offsets(texts), strict=True))
         made = []
@@ -146,7 +146,7 @@ class QuestionAnswering(Kind):
             counts = np.where(says_none, if_not, if_answered)
             found[name] = float(counts.mean())
             if self.has_unanswerable:
-                # As the official script gives them: of either kind of question, and at the threshold that is best here.
+                # As in the official script: for each kind of question, and at the threshold that is best on these examples.
                 kinds = {"answerable": has, "unanswerable": ~has}
                 found |= {f"{kind}_{name}": float(counts[those].mean()) for kind, those in kinds.items() if those.any()}
                 found[f"best_{name}"] = best
@@ -181,6 +181,6 @@ def _best(
 
 
 def _margins(size: int) -> np.ndarray:
-    """How much a window of `size` tokens shows around each: the smaller side, its size breaking ties, as BERT weighs it."""
+    """How much a window of `size` tokens shows around each: its smaller side, with ties broken by window size, as in BERT."""
     token = np.arange(size)
     return np.minimum(token, size - 1 - token) + 0.01 * size

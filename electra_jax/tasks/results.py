@@ -31,7 +31,7 @@ class SeedResult(NamedTuple):
 
 
 def of(outcome: Outcome) -> SeedResult:
-    """All but the parameters."""
+    """An outcome without its parameters."""
     return SeedResult(*(getattr(outcome, name) for name in SeedResult._fields))
 
 
@@ -104,7 +104,7 @@ def combine(
         found |= {"split": reported.name} | summary([one.figures[reported.name][job.metric] for one in done])
         found["is_chosen_by_it"] = reported is job.validation and job.config.evaluation.select == "best"
         replaced = [one["figures"] for one in collapsed if one["seed"] not in {kept.seed for kept in done}]
-        if replaced:  # without those left out because they were low, a mean is too high
+        if replaced:  # the mean is too high without those left out for being low
             low = [figures[reported.name][job.metric] for figures in replaced if figures]
             found |= {"replaced": len(replaced), "mean_of_all": statistics.fmean([*found["values"], *low])}
     averaged = {
@@ -128,7 +128,7 @@ def combine(
 
 
 def average(job: Job, done: Sequence[SeedResult]) -> dict[str, list[np.ndarray]]:
-    """By split, outputs of one model for those of several."""
+    """By split, the outputs of several models, averaged into those of one."""
     if len(done) == 1:
         return done[0].outputs
     return {

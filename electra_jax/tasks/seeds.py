@@ -93,7 +93,7 @@ def _finish(
 
 
 def _check_same(job: Job, workdir: epath.Path) -> None:
-    """Refuses to mix runs of different configurations, but for what changes no result."""
+    """Refuses to mix runs whose configurations differ, except in settings that change no result."""
     file = workdir / "config.json"
     if (workdir / "checkpoints").is_dir():
         raise UserError(f"--workdir={workdir} holds a pretraining run; fine-tuning needs a directory of its own")

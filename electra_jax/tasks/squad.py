@@ -1,4 +1,4 @@
-"""SQuAD's measures (Rajpurkar et al., 2016 and 2018): exact match and overlap of words, the best of the answers given."""
+"""SQuAD's measures (Rajpurkar et al., 2016 and 2018): exact match and word overlap, against the best-matching answer."""
 
 import collections
 import re
@@ -42,8 +42,8 @@ def best_threshold(null_odds: Sequence[float], if_answered: Sequence[float], if_
     """The threshold of `null_odds`, above which a question counts as unanswerable, that gives the greatest sum.
 
     Args:
-      null_odds: how much likelier than an answer it is that there is none, a question each.
-      if_answered, if_not: what each question then counts.
+      null_odds: for each question, how much likelier no answer is than an answer.
+      if_answered, if_not: what each question scores in either case.
     """
     order = np.argsort(null_odds, kind="stable")
     odds = np.asarray(null_odds, np.float64)[order]
