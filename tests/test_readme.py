@@ -21,11 +21,15 @@ import task_data
 from conftest import ROOT, SMALL, config_file, embedded_documents, in_one_process, run_module
 from electra_jax import cli
 from electra_jax.config import Config
+from electra_jax.errors import UserError
+from electra_jax.tasks import config as task_config
 from electra_jax.tasks.config import FinetuneConfig
 
 README = ROOT / "README.md"
 TEXT = README.read_text()
 SETTINGS = {"settings": Config, "settings of fine-tuning": FinetuneConfig}
+# What fine-tuning refuses to have set.
+OF_PRETRAINING_ALONE = {("checkpoint", "keep_period"), ("reporting", "profile_steps")}
 
 
 def commands() -> list[str]:
@@ -71,7 +75,9 @@ def settings(config: type, name: str) -> str:
         if dataclasses.is_dataclass(section.type):
             shown = section.default  # fine-tuning has defaults of its own for the sections they share
             lines += [
-                _line(f"{section.name}.{f.name}", f, getattr(shown, f.name)) for f in dataclasses.fields(section.type)
+                _line(f"{section.name}.{f.name}", f, getattr(shown, f.name))
+                for f in dataclasses.fields(section.type)
+                if config is Config or (section.name, f.name) not in OF_PRETRAINING_ALONE
             ]
         else:
             lines.append(_line(section.name, section, section.default))
@@ -88,6 +94,12 @@ def _line(name: str, field: dataclasses.Field, default: typing.Any) -> str:
     text = text.replace("|", "\\|")
     shown = '""' if default == "" else default
     return f"| `{name}` | `{shown}` | {text} |"
+
+
+def test_settings_that_the_table_of_fine_tuning_leaves_out_are_refused():
+    for section, name in OF_PRETRAINING_ALONE:
+        with pytest.raises(UserError, match=f"config.{section}.{name}=1 cannot work"):
+            task_config.from_dict({section: {name: 1}, "task": {"path": "x"}})
 
 
 @pytest.mark.parametrize("name", SETTINGS)
