@@ -285,6 +285,27 @@ def test_weights_that_a_later_evaluation_surpassed_are_kept_until_no_run_goes_on
     assert "best-25" in left and "best-5" not in left
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "is_said"),
+    [([0.43, 0.57], [0.40, 0.60], True), ([0.86, 0.87], [0.86, 0.87], False), ([0.4, 0.6], [0.6, 0.6], False),
+     ([0.5], [0.5], False), ([0.6, 0.4], [0.6, 0.4], False), ([0.1, 0.4, 0.6, 0.65], [0.1, 0.65, 0.61, 0.62], False)],
+)  # fmt: skip
+def test_seeds_that_end_before_they_have_learnt_are_named(tiny_job, tmp_path, first, second, is_said):
+    job, done = tiny_job("regression"), []
+    for seed, values in enumerate((first, second)):
+        (tmp_path / f"seed-{seed}").mkdir()
+        found = [{"step": n, "eval/spearman": value} for n, value in enumerate(values)]
+        task_data.write_lines(tmp_path / f"seed-{seed}" / "metrics.jsonl", [{"step": 0, "loss": 1.0}, *found])
+        done.append(results_lib.SeedResult(seed, 9, 1.0, {}, False, {}, {}))
+    said = seeds._still_rising(epath.Path(tmp_path), done, job)
+    assert bool(said) == is_said
+    if is_said:
+        assert (
+            said
+            == "validation spearman was still rising as training ended (seed 0 0.4300, then 0.5700): raise train.epochs"
+        )
+
+
 @pytest.mark.slow
 def test_early_stopping_keeps_the_best(place):
     """Once no evaluation is better than the best, the run ends before its last step, with the weights of that one."""

@@ -8,6 +8,7 @@ from etils import epath
 
 from electra_jax import config_loading, config_values, distributed, storage
 from electra_jax.errors import RunFailed, UserError
+from electra_jax.reporting.writers import rows
 from electra_jax.tasks import finetuning, results
 from electra_jax.tasks.job import Job
 from electra_jax.tasks.results import SeedResult
@@ -84,12 +85,31 @@ def _finish(
     found = results.combine(job, done, collapsed, outputs)
     if not distributed.is_first():
         return found
+    if warning := _still_rising(workdir, done, job):
+        say(f"WARNING: {warning}")
     for path in results.write_predictions(workdir, job, outputs):
         say(f"wrote {path}")
     storage.copy_folder(workdir / f"seed-{best.seed}" / "model", workdir / "model")
     say(f"wrote {workdir / 'model'}, of seed {best.seed}: transformers loads it, and so does electra_jax.predict")
     storage.write(workdir / "results.json", json.dumps(found, indent=1) + "\n")
     return found
+
+
+# How much of the error the last of several evaluations takes away where training was long enough; most is less than half of it.
+_USUAL = 0.1
+
+
+def _still_rising(workdir: epath.Path, done: list[SeedResult], job: Job) -> str | None:
+    """What to say where most seeds ended while the validation figure still rose steeply: they compare who learns first."""
+    rising = []
+    for one in done:
+        history = rows(workdir / f"seed-{one.seed}" / "metrics.jsonl")
+        values = [row[f"eval/{job.metric}"] for row in history if row.get(f"eval/{job.metric}") is not None]
+        if len(values) > 1 and values[-1] - values[-2] > _USUAL * (1 - values[-2]):
+            rising.append(f"seed {one.seed} {values[-2]:.4f}, then {values[-1]:.4f}")
+    if 2 * len(rising) <= len(done):
+        return None
+    return f"validation {job.metric} was still rising as training ended ({rising[0]}): raise train.epochs"
 
 
 def _check_same(job: Job, workdir: epath.Path) -> None:
