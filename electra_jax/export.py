@@ -132,7 +132,7 @@ def export(origin: Origin, workdir: epath.Path, out: Path, about: About) -> list
         with storage.new_folder(out / part) as partial:
             count = huggingface.write(partial, params, config.model, part, tokenizer.special)
             tokenizer_files.write(tokenizer, partial, saved.trained_length)
-            run = model_card.Run(
+            run = model_card.PretrainingRun(
                 config, saved.step, saved.sequences, count, saved.trained_length, metrics, about.languages,
                 about.license, is_import=not saved.data, name=_name(about.name, part),
             )  # fmt: skip

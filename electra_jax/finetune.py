@@ -18,7 +18,7 @@ from electra_jax.tasks import encoder as encoders
 from electra_jax.tasks import results, seeds
 from electra_jax.tasks.config import FinetuneConfig
 from electra_jax.tasks.data import TaskData
-from electra_jax.tasks.encoder import Encoder
+from electra_jax.tasks.encoder import PretrainedEncoder
 from electra_jax.tasks.examples import are_labelled
 from electra_jax.tasks.finetuning import Stopped
 from electra_jax.tasks.job import Job
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _task(config: FinetuneConfig, data: TaskData, encoder: Encoder, workdir: epath.Path) -> dict[str, Any]:
+def _task(config: FinetuneConfig, data: TaskData, encoder: PretrainedEncoder, workdir: epath.Path) -> dict[str, Any]:
     distributed.check_same_settings({name: value for name, (value, _) in config_values.leaves(config).items()})
     distributed.check_same(data.digest, "the task")
     job = Job(config, data, encoder, distributed.say)
@@ -84,7 +84,7 @@ def _task(config: FinetuneConfig, data: TaskData, encoder: Encoder, workdir: epa
         return found
 
 
-def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: Encoder, workdir: epath.Path) -> int:
+def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: PretrainedEncoder, workdir: epath.Path) -> int:
     """Runs the configurations of a file one after the other, and prints their results beside the published ones."""
     file, found = path.rpartition(":")[0] if ".py:" in path else path, []
     # All are read before the first one runs, so that a mistake in the last shows now.

@@ -67,7 +67,7 @@ def _probe(probed: Probed, setup: Setup, prepared: Prepared, workdir: epath.Path
     """The `tasks.probe.Probe` of the task."""
     from electra_jax.tasks import encoder, probe  # not at the top: every run would load them, but few are probed
 
-    named = encoder.Encoder(
+    named = encoder.PretrainedEncoder(
         str(workdir), setup.config.model, prepared.tokenizer, setup.config.data.max_seq_length, None
     )
     return distributed.together(lambda: probe.Probe(*probed, named, workdir / "probe"), "the probe")

@@ -10,7 +10,7 @@ from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.tokenizer import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import hub, importing, sources, tensorflow, tokenizer_files
-from electra_jax.interop.sources import Source
+from electra_jax.interop.sources import ForeignCheckpoint
 from electra_jax.training import checkpoint
 from electra_jax.training.checkpoint import Checkpoints, Saved
 
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
         )
 
 
-def _read(text: str, base: Config, heads: int | None) -> tuple[Source, Path]:
+def _read(text: str, base: Config, heads: int | None) -> tuple[ForeignCheckpoint, Path]:
     """What `--from` names, and the folder to look for its vocabulary in; `heads`: how many attention heads, if that was given."""
     path = Path(text).expanduser()
     found = tensorflow.find(path)

@@ -81,7 +81,7 @@ class Scorer:
       longest: tokens of a sentence, [CLS] and [SEP] included.
     """
 
-    def __init__(self, found: encoder.Encoder, per_token: bool = False, batch_size: int = 64):
+    def __init__(self, found: encoder.PretrainedEncoder, per_token: bool = False, batch_size: int = 64):
         self._tokenizer, self._per_token, self._size = found.tokenizer, per_token, batch_size
         self._params = found.params(None)
         self.longest = min(found.trained_length, found.model.max_position_embeddings)

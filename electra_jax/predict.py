@@ -18,7 +18,7 @@ from electra_jax import cli
 from electra_jax.errors import UserError
 from electra_jax.tasks import batches, examples, folder, formats
 from electra_jax.tasks.config import TaskConfig
-from electra_jax.tasks.examples import Example
+from electra_jax.tasks.examples import TaskExample
 from electra_jax.tasks.formats import Row
 from electra_jax.tasks.kinds import Kind
 from electra_jax.tasks.of_kind import predicting
@@ -79,7 +79,7 @@ class Labeller:
         pad = kind.tokenizer.special.pad
         self._logits = jax.jit(lambda params, ids, types: architecture.merge(params)(ids, types, pad, None))
 
-    def __call__(self, found: list[Example]) -> list:
+    def __call__(self, found: list[TaskExample]) -> list:
         """A prediction each."""
         kind = self._kind
         features, logits = kind.features(found), functools.partial(self._logits, self._params)

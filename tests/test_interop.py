@@ -372,7 +372,7 @@ def test_the_tokens_that_were_read_are_of_every_length(step, sequences, tokens):
     while position.step < step:
         position = position.next(config)
     assert position.sequences == sequences
-    run = model_card.Run(config, step, sequences, 1, 32, {}, [], "mit", is_import=False, name="")
+    run = model_card.PretrainingRun(config, step, sequences, 1, 32, {}, [], "mit", is_import=False, name="")
     assert f"| tokens read | {tokens:,} |" in model_card.text(run, "discriminator", "ElectraForPreTraining")
 
 

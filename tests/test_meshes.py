@@ -162,7 +162,7 @@ def test_collectives_move_what_they_have_to(programs, prepared):
     summed = size["all"] + 2 * size["tables"] + histogram
     gathered = 2 * size["kernels"] + size["tables"]
     for mesh, text in programs.items():
-        moved = hlo.collectives(hlo.Program(text), int(np.prod(mesh)))
+        moved = hlo.collectives(hlo.Module(text), int(np.prod(mesh)))
         total = {kind: moved[kind].bytes if kind in moved else 0 for kind in hlo.KINDS}
         others = total["all-to-all"] + total["collective-permute"]
         if mesh == (1, 1, 1):
@@ -234,7 +234,7 @@ def test_replicas_count_where_a_batch_is_shared_out():
 
 def test_hlo_parser_counts_every_form():
     """Asynchronous forms, tuples, loops, what is hidden in fusions, groups written in each way."""
-    moved = hlo.collectives(hlo.Program(HLO), 8)
+    moved = hlo.collectives(hlo.Module(HLO), 8)
     assert moved["all-gather"] == hlo.Collective(3 + 1, 3 * 8 * 4 * 4 + 16 * 2, int(3 * 128 * 3 / 4 + 32 * 7 / 8))
     assert moved["all-reduce"] == hlo.Collective(1, 16 + 8, int(2 * 24 / 2))
     assert moved["reduce-scatter"] == hlo.Collective(3, 3 * 32 * 8, 3 * 32 * 7)

@@ -21,7 +21,7 @@ from electra_jax import storage
 from electra_jax.data import build, dataset, pipeline, sources, survey, work
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.readers import Broken
-from electra_jax.data.text import Text
+from electra_jax.data.text import SourceText
 from electra_jax.errors import UserError
 
 
@@ -317,7 +317,7 @@ def test_the_vocabulary_is_trained_on_an_even_sample(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name} {i:06}" for i in range(3000)))
     config = config_for(f"{tmp_path}/*.txt", tmp_path / "d", validation_fraction=0.1, shard_bytes=4000)
-    text = Text(config, quiet, lambda stage, shards, what: [stage.read(shard) for shard in range(shards)])
+    text = SourceText(config, quiet, lambda stage, shards, what: [stage.read(shard) for shard in range(shards)])
     drawn = list(text.samples(8 * 1200))
     assert drawn == list(text.samples(8 * 1200))
     assert 980 < len(drawn) < 1180  # 0.9 of 1,200
@@ -327,7 +327,7 @@ def test_the_vocabulary_is_trained_on_an_even_sample(tmp_path):
     expected = [t for t in documents(config.data) if not survey.is_held_out(survey.digest(t), 0.1)]
     assert everything == expected
     share = config_for(f"{tmp_path}/a.txt,{tmp_path}/b.txt", tmp_path / "d", weights=(1.0, 3.0), weights_are="shares")
-    drawn = list(Text(share, quiet, text.run).samples(8 * 1200))
+    drawn = list(SourceText(share, quiet, text.run).samples(8 * 1200))
     assert sum(line.startswith("b") for line in drawn) / len(drawn) == pytest.approx(0.75, abs=0.05)
 
 

@@ -18,7 +18,7 @@ from electra_jax.tasks import batches, metrics, squad
 from electra_jax.tasks import config as task_config
 from electra_jax.tasks import data as loading
 from electra_jax.tasks.config import TaskConfig
-from electra_jax.tasks.examples import Answer, Example
+from electra_jax.tasks.examples import Answer, TaskExample
 from electra_jax.tasks.kinds import check_labels, check_vocabulary, cut_pair
 from electra_jax.tasks.of_kind import make_kind
 from runs import tokenizer
@@ -449,7 +449,7 @@ def test_labels_that_are_given_two_ways_are_refused(tmp_path, names, given, mess
 
 def test_labels_that_training_does_not_have(tmp_path):
     task = TaskConfig(kind="classification", path="data", labels=("x", "y", "z"))
-    found = [Example("", "", ("a",), label=label) for label in (0, 1)]
+    found = [TaskExample("", "", ("a",), label=label) for label in (0, 1)]
     assert check_labels(task, found) == "no training example has the label z"
     assert check_labels(dataclasses.replace(task, labels=("x", "y")), found) is None
     with pytest.raises(
@@ -457,7 +457,7 @@ def test_labels_that_training_does_not_have(tmp_path):
     ):
         check_labels(task, found[:1])
     tags = dataclasses.replace(task, kind="tagging")
-    found = [Example("", "", words=("a", "b"), label=label) for label in ((0, 0), (0, 1))]
+    found = [TaskExample("", "", words=("a", "b"), label=label) for label in ((0, 0), (0, 1))]
     assert check_labels(tags, found) is None
     with pytest.raises(UserError, match="all of training has the label x"):
         check_labels(tags, found[:1])
@@ -706,7 +706,7 @@ def test_answers_that_are_none_or_kept_back(tmp_path):
 def test_a_context_without_a_token_is_refused():
     kind = answering()
     with pytest.raises(UserError, match=r"f:3: the context is empty: no token is in '\\u200b"):
-        kind.features([Example("f:3", "", ("Who?", "\u200b\u200b"))])
+        kind.features([TaskExample("f:3", "", ("Who?", "\u200b\u200b"))])
 
 
 def test_what_is_no_text_is_named(tmp_path):
@@ -832,7 +832,7 @@ def test_texts_are_cut_as_transformers_cuts_them(rng, exported, count):
     texts = [text[: int(size)] for text, size in zip(embedded_documents(60), rng.integers(3, 90, 60))]
     pairs = [(texts[i], texts[i + 1])[:count] for i in range(59)]
     kind = make_kind(decided("classification"), tokenizer())
-    found = kind.features([Example("", "", pair, label=0) for pair in pairs])
+    found = kind.features([TaskExample("", "", pair, label=0) for pair in pairs])
     for feature, pair in zip(found, pairs, strict=True):
         theirs = exported(*pair, truncation="longest_first" if count == 2 else True, max_length=32)
         if count == 1 or sum(map(len, tokenizer().encode_batch(pair))) <= 29:
@@ -853,7 +853,7 @@ def test_the_longer_of_a_pair_is_cut_first():
 def test_words_and_their_tokens():
     """The first token of each word has its tag, and a long sentence is read in parts without losing a word."""
     words = ("The", "quick", "brown", "fox", "naïve", "😀", "jumps", "over", "the", "lazy", "dog") * 5
-    example = Example("", "", words=words, label=tuple(i % 2 for i in range(len(words))))
+    example = TaskExample("", "", words=words, label=tuple(i % 2 for i in range(len(words))))
     kind, made = make_kind(decided("tagging"), tokenizer()), tokenizer()
     found = kind.features([example, example._replace(words=("\x00",), label=(1,))])
     parts = [feature for feature in found if feature.example == 0]
@@ -881,7 +881,7 @@ def test_windows_over_a_long_context_are_those_of_transformers(exported):
     start = context.index(" ", 300) + 1
     text = context[start : context.index(" ", start)]
     kind = answering()
-    found = kind.features([Example("", "", (question, context), label=(Answer(text, start),))])
+    found = kind.features([TaskExample("", "", (question, context), label=(Answer(text, start),))])
     size = min(6, len(tokenizer().encode_batch([question])[0]))
     cut = exported.decode(exported(question, add_special_tokens=False)["input_ids"][:size])
     theirs = exported(
@@ -907,7 +907,7 @@ def test_windows_over_a_long_context_are_those_of_transformers(exported):
 def test_answers_out_of_logits():
     """The best span within the length allowed; no answer where [CLS] beats it by more than the threshold."""
     context = "The quick brown fox jumps over the lazy dog, twice."
-    example = Example("", "q", ("Who?", context), label=(Answer("fox", 16),))
+    example = TaskExample("", "q", ("Who?", context), label=(Answer("fox", 16),))
     kind = answering(max_answer_length=3)
     kind.fit([example, example._replace(label=())])
     features = kind.features([example])
@@ -938,7 +938,10 @@ def test_questions_of_either_kind_and_at_the_best_threshold():
     """What the official script of SQuAD 2.0 gives as HasAns, NoAns and best."""
     kind = answering()
     context = "The quick brown fox jumps over the lazy dog."
-    right, none = Example("", "", ("?", context), label=(Answer("fox", 16),)), Example("", "", ("?", context), label=())
+    right, none = (
+        TaskExample("", "", ("?", context), label=(Answer("fox", 16),)),
+        TaskExample("", "", ("?", context), label=()),
+    )
     kind.fit(examples := [right, right, right, none, none])
     # Answered at odds below 0: one right, one wrong; held back, though right; the last two rightly and wrongly.
     said = [
@@ -961,13 +964,13 @@ def test_kinds_that_learnt_nothing(rng):
     """Chance, or the same for all, is told from knowledge."""
     count = 60
     kind = make_kind(decided("regression"), tokenizer())
-    examples = [Example("", "", ("a",), label=float(x)) for x in rng.normal(size=count)]
+    examples = [TaskExample("", "", ("a",), label=float(x)) for x in rng.normal(size=count)]
     labels = [one.label for one in examples]
     assert kind.is_collapsed(examples, [0.5] * count) and kind.is_collapsed(examples, [-x for x in labels])
     assert not kind.is_collapsed(examples, [x + rng.normal() for x in labels])
 
     kind = make_kind(decided("tagging"), tokenizer())
-    examples = [Example("", "", words=("a", "b"), label=tuple(rng.integers(2, size=2))) for _ in range(count)]
+    examples = [TaskExample("", "", words=("a", "b"), label=tuple(rng.integers(2, size=2))) for _ in range(count)]
     assert kind.is_collapsed(examples, [np.eye(2)[[0, 0]]] * count)
     assert not kind.is_collapsed(examples, [np.eye(2)[list(one.label)] for one in examples])
 
@@ -976,7 +979,7 @@ def test_kinds_that_learnt_nothing(rng):
     for _ in range(count):
         context = " ".join(rng.permutation(words))
         word = words[rng.integers(6)]
-        examples.append(Example("", "", ("?", context), label=(Answer(word, context.index(word)),)))
+        examples.append(TaskExample("", "", ("?", context), label=(Answer(word, context.index(word)),)))
     kind.fit(examples)
     first = [_said(one.texts[1].split()[0], 0, -1.0) for one in examples]  # another text each, of the same place
     assert kind.is_collapsed(examples, first) and kind.is_collapsed(examples, [_said("one", 3, -1.0)] * count)
@@ -996,10 +999,10 @@ def test_tags_of_spans_are_measured_as_spans_unless_it_is_said(tmp_path):
 
 def test_a_vocabulary_of_another_script_is_refused():
     kind = make_kind(decided("classification"), tokenizer())
-    foreign = kind.features([Example("", "", ("ქართული ენა მშვენიერია",), label=0)] * 3)
+    foreign = kind.features([TaskExample("", "", ("ქართული ენა მშვენიერია",), label=0)] * 3)
     with pytest.raises(UserError, match="100% of the task's tokens are unknown to the vocabulary of runs/x"):
         check_vocabulary(foreign, tokenizer(), "runs/x")
-    own = kind.features([Example("", "", ("The quick brown fox",), label=0)] * 3)
+    own = kind.features([TaskExample("", "", ("The quick brown fox",), label=0)] * 3)
     assert check_vocabulary(own, tokenizer(), "runs/x") is None
 
 
@@ -1049,7 +1052,7 @@ def test_lengths_are_those_that_need_the_fewest_padding_tokens(rng):
 def test_batches_from_a_step_on_are_those_of_the_whole_run():
     kind = make_kind(decided("classification"), tokenizer())
     features = kind.features(
-        [Example("", "", (text[:80],), label=i % 2) for i, text in enumerate(embedded_documents(21))]
+        [TaskExample("", "", (text[:80],), label=i % 2) for i, text in enumerate(embedded_documents(21))]
     )
     whole = list(itertools.islice(batches.training(features, 4, (32,), 0, False, 5, 0), 14))
     later = list(itertools.islice(batches.training(features, 4, (32,), 0, False, 5, 8), 6))
@@ -1062,7 +1065,7 @@ def test_batches_from_a_step_on_are_those_of_the_whole_run():
 
 def test_pairs_in_both_orders():
     kind = make_kind(dataclasses.replace(decided("classification"), double_unordered=True), tokenizer())
-    one = Example("", "", ("a", "b"), label=1)
+    one = TaskExample("", "", ("a", "b"), label=1)
     assert [example.texts for example in kind.training_examples([one])] == [("a", "b"), ("b", "a")]
 
 
@@ -1085,9 +1088,12 @@ def test_what_a_kind_cannot_measure_is_refused():
     ):
         kind = make_kind(task, tokenizer())
         if task.kind == "tagging":
-            example, said = Example("", "", words=("a", "b"), label=(0, 1)), np.eye(2)
+            example, said = TaskExample("", "", words=("a", "b"), label=(0, 1)), np.eye(2)
         else:
-            example, said = Example("", "", ("a",), label=1), np.eye(3)[1] if task is three else np.array([0.2, 0.8])
+            example, said = (
+                TaskExample("", "", ("a",), label=1),
+                np.eye(3)[1] if task is three else np.array([0.2, 0.8]),
+            )
         said = 0.5 if task.kind == "regression" else said
         figures = kind.figures([example, example], [said, said])
         assert {*kind.measures} <= figures.keys()
@@ -1134,7 +1140,7 @@ def test_answers_of_a_sentencepiece_vocabulary_begin_where_they_do():
     made = tokenizer("unigram")
     context = "The quick brown fox jumps over the lazy dog, twice."
     kind = make_kind(decided("question_answering", doc_stride=8, max_query_length=6), made)
-    example = Example("", "q", ("Who?", context), label=(Answer("fox", 16),))
+    example = TaskExample("", "q", ("Who?", context), label=(Answer("fox", 16),))
     features = kind.features([example])
     outputs = [np.full((len(feature.input_ids), 2), -5.0) for feature in features]
     for feature, output in zip(features, outputs):
@@ -1160,7 +1166,7 @@ def test_runs_that_were_replaced_are_said():
 
     from electra_jax.tasks import results
 
-    split = SimpleNamespace(name="validation", examples=[Example("", "0", label=1)], is_labelled=True)
+    split = SimpleNamespace(name="validation", examples=[TaskExample("", "0", label=1)], is_labelled=True)
     job = SimpleNamespace(
         data=SimpleNamespace(task=decided("classification"), test={}, validation={"validation": 0}), splits=[split],
         metric="accuracy", encoder=SimpleNamespace(name="e"), validation=split,
@@ -1184,6 +1190,6 @@ def test_a_submission_is_in_the_order_of_the_index():
     from electra_jax.tasks.results import glue_submission
 
     job = SimpleNamespace(data=SimpleNamespace(task=decided("classification")))
-    split = SimpleNamespace(examples=[Example("", identity) for identity in ("2", "0", "1")])
+    split = SimpleNamespace(examples=[TaskExample("", identity) for identity in ("2", "0", "1")])
     said = [np.array(x) for x in ([0.9, 0.1], [0.2, 0.8], [0.3, 0.7])]
     assert glue_submission(job, split, said, "CoLA").splitlines()[1:] == ["0\t1", "1\t1", "2\t0"]

@@ -65,7 +65,7 @@ class Cost(NamedTuple):
     dearest: list[Dear]
 
 
-class Program:
+class Module:
     """The computations of an HLO text."""
 
     def __init__(self, text: str):
@@ -119,7 +119,7 @@ class Program:
 
 def cost(text: str, devices: int, top: int = 10) -> Cost:
     """The cost of a program on each of `devices`."""
-    program = Program(text)
+    program = Module(text)
     rows = []
     for instruction, times in program.walk():
         estimate = instruction.attribute(r'"estimated_cycles":"?(\d+)')
@@ -140,7 +140,7 @@ def cost(text: str, devices: int, top: int = 10) -> Cost:
 _TAKEN = "flops", "bytes_accessed"
 
 
-def collectives(program: Program, devices: int) -> dict[str, Collective]:
+def collectives(program: Module, devices: int) -> dict[str, Collective]:
     """Collectives by kind; those that compiled programs hide in fusions, or split into start and done, count once."""
     runs: dict[str, tuple[Instruction, int]] = {}
     for instruction, times in program.walk(into_fusions=True):

@@ -30,7 +30,7 @@ from electra_jax.data import card, dataset, scripts, sources, survey, work
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.dataset import TRAIN, VALIDATION, DataSet, Target
 from electra_jax.data.sources import Corpus
-from electra_jax.data.text import Text
+from electra_jax.data.text import SourceText
 from electra_jax.data.tokenizer import Tokenizer
 from electra_jax.data.work import Runner
 from electra_jax.errors import UserError
@@ -70,7 +70,7 @@ def prepare(
     Raises:
       UserError: for input that cannot be read, or a data set that does not fit `config` or its source.
     """
-    text = Text(config, say, run)
+    text = SourceText(config, say, run)
     with contextlib.ExitStack() as held:
         # What exists already is read without waiting for the lock.
         alone = functools.cache(lambda: held.enter_context(_alone(config.data.directory, text.root, say)))
@@ -151,7 +151,7 @@ def _missing(targets: Sequence[Target]) -> list[Target]:
     return [target for target in targets if not (target.path / "metadata.json").exists()]
 
 
-def _known_tokenizer(text: Text) -> Tokenizer | None:
+def _known_tokenizer(text: SourceText) -> Tokenizer | None:
     """The one that was given, or trained on this text before."""
     if text.config.tokenizer.vocab_file:
         return tokenizer_lib.load_vocab_file(text.config.tokenizer)
@@ -164,7 +164,7 @@ def _known_tokenizer(text: Text) -> Tokenizer | None:
     return tokenizer_lib.from_json(stored["tokenizer"])
 
 
-def _tokenizer_path(text: Text) -> epath.Path:
+def _tokenizer_path(text: SourceText) -> epath.Path:
     settings, data = text.config.tokenizer, text.config.data
     key = [
         dataclasses.asdict(settings), data.source, data.text_field, data.document_separator, data.validation_fraction,
@@ -173,7 +173,7 @@ def _tokenizer_path(text: Text) -> epath.Path:
     return text.root / "tokenizers" / f"{settings.kind}-{storage.fingerprint(key)}.json"
 
 
-def _trained_tokenizer(text: Text) -> Tokenizer:
+def _trained_tokenizer(text: SourceText) -> Tokenizer:
     settings, path = text.config.tokenizer, _tokenizer_path(text)
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [one.plan().files for one in text.surveys]  # first: a source that cannot be read ends here
@@ -191,7 +191,7 @@ def _trained_tokenizer(text: Text) -> Tokenizer:
     return trained
 
 
-def _target(text: Text, corpus: Corpus, tokenizer: Tokenizer, length: int) -> Target:
+def _target(text: SourceText, corpus: Corpus, tokenizer: Tokenizer, length: int) -> Target:
     data = text.config.data
     among = [other.elements for other in text.corpora] if data.deduplicate or data.near_duplicates else []
     settings = [
@@ -202,7 +202,7 @@ def _target(text: Text, corpus: Corpus, tokenizer: Tokenizer, length: int) -> Ta
     return Target(os.fspath(text.root / "electra_records" / name / dataset.VERSION), length)
 
 
-def _build(text: Text, number: int, tokenizer: Tokenizer, targets: Sequence[Target]) -> None:
+def _build(text: SourceText, number: int, tokenizer: Tokenizer, targets: Sequence[Target]) -> None:
     data, corpus = text.config.data, text.corpora[number]
     one, dropped = text.surveys[number], text.dropped[number]
     plan = one.plan()
@@ -269,7 +269,7 @@ def _check_together(config: Config, corpora: Sequence[Corpus], sets: Sequence[Da
             )
 
 
-def _check(text: Text, corpus: Corpus, tokenizer: Tokenizer, target: Target, metadata: dict[str, Any]) -> None:
+def _check(text: SourceText, corpus: Corpus, tokenizer: Tokenizer, target: Target, metadata: dict[str, Any]) -> None:
     """Refuses a data set that is not the one `config` describes, or whose source has changed since."""
     expected = {
         "max_seq_length": target.length,

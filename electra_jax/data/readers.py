@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 import zstandard
 
 from electra_jax.data import compressed, sources
-from electra_jax.data.sources import TO_THE_END, Piece
+from electra_jax.data.sources import TO_THE_END, FileRange
 from electra_jax.errors import UserError
 
 EMPTY = "empty document"
@@ -35,7 +35,7 @@ class Broken(NamedTuple):
     why: str
 
 
-def documents(pieces: Iterable[Piece], separator: str) -> Iterator[str | Broken]:
+def documents(pieces: Iterable[FileRange], separator: str) -> Iterator[str | Broken]:
     """Every document of the pieces, stripped, in order; what is broken or empty as `Broken`.
 
     Args:
@@ -61,7 +61,7 @@ def where(broken: Broken) -> str:
     return f"{broken.path}, line {lines}"
 
 
-def _read(piece: Piece, separator: str) -> Iterator[tuple[int, str] | Broken]:
+def _read(piece: FileRange, separator: str) -> Iterator[tuple[int, str] | Broken]:
     """(place, text) of each document."""
     match piece.kind:
         case "text":
@@ -76,7 +76,7 @@ def _read(piece: Piece, separator: str) -> Iterator[tuple[int, str] | Broken]:
             return _examples(piece)
 
 
-def _stripped(piece: Piece, place: int, text: str) -> str | Broken:
+def _stripped(piece: FileRange, place: int, text: str) -> str | Broken:
     stripped = text.strip()
     unit = "line" if piece.kind in ("text", "json_lines") else "row"
     return stripped or Broken(piece.path, place, unit, EMPTY)
@@ -125,7 +125,7 @@ def _decoded(path: str, place: int, line: bytes | Broken, unit: str = "line") ->
         return Broken(path, place, unit, f"not UTF-8 (byte {error.object[error.start]:#04x})")
 
 
-def _lines_within(piece: Piece) -> Iterator[tuple[int, bytes | Broken]]:
+def _lines_within(piece: FileRange) -> Iterator[tuple[int, bytes | Broken]]:
     for place, line in _lines(piece.path, piece.start):
         if piece.stop != TO_THE_END and place >= piece.stop:
             return
@@ -133,13 +133,13 @@ def _lines_within(piece: Piece) -> Iterator[tuple[int, bytes | Broken]]:
             yield place, line
 
 
-def _text_lines(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
+def _text_lines(piece: FileRange) -> Iterator[tuple[int, str] | Broken]:
     for place, line in _lines_within(piece):
         text = _decoded(piece.path, place, line)
         yield text if isinstance(text, Broken) else (place, text)
 
 
-def _paragraphs(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
+def _paragraphs(piece: FileRange) -> Iterator[tuple[int, str] | Broken]:
     """Documents between blank lines. One belongs to the piece in which the blank line before it begins."""
     begins = piece.start == 0
     paragraph: list[str] = []
@@ -176,7 +176,7 @@ def _paragraphs(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
     yield from finished()
 
 
-def _json_lines(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
+def _json_lines(piece: FileRange) -> Iterator[tuple[int, str] | Broken]:
     for place, line in _lines_within(piece):
         decoded = _decoded(piece.path, place, line)
         if isinstance(decoded, Broken):
@@ -201,7 +201,7 @@ def _json_lines(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
             yield place, text
 
 
-def _parquet(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
+def _parquet(piece: FileRange) -> Iterator[tuple[int, str] | Broken]:
     import pyarrow.parquet
 
     with sources.open_file(piece.path) as opened, _named(piece.path):
@@ -213,7 +213,7 @@ def _parquet(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
             row += batch.num_rows
 
 
-def _arrow(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
+def _arrow(piece: FileRange) -> Iterator[tuple[int, str] | Broken]:
     import pyarrow
 
     with sources.open_file(piece.path) as opened, _named(piece.path):
@@ -240,7 +240,7 @@ def _named(path: str) -> Iterator[None]:
         ) from None
 
 
-def _column(piece: Piece, row: int, batch) -> Iterator[tuple[int, str] | Broken]:
+def _column(piece: FileRange, row: int, batch) -> Iterator[tuple[int, str] | Broken]:
     import pyarrow
 
     column = batch.column(batch.schema.get_field_index(piece.field))
@@ -257,7 +257,7 @@ def _column(piece: Piece, row: int, batch) -> Iterator[tuple[int, str] | Broken]
         yield text if isinstance(text, Broken) else (place, text)
 
 
-def _examples(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
+def _examples(piece: FileRange) -> Iterator[tuple[int, str] | Broken]:
     from tensorflow_datasets.proto import tf_example_pb2
 
     read = _array_records if piece.kind == "array_record" else _tf_records
@@ -267,7 +267,7 @@ def _examples(piece: Piece) -> Iterator[tuple[int, str] | Broken]:
         yield text if isinstance(text, Broken) else (place, text)
 
 
-def _array_records(piece: Piece) -> Iterator[bytes]:
+def _array_records(piece: FileRange) -> Iterator[bytes]:
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(piece.path)
@@ -276,7 +276,7 @@ def _array_records(piece: Piece) -> Iterator[bytes]:
     reader.close()
 
 
-def _tf_records(piece: Piece) -> Iterator[bytes]:
+def _tf_records(piece: FileRange) -> Iterator[bytes]:
     """The records of a TFRecord file: length, its checksum, data, its checksum."""
     with sources.open_file(piece.path) as file:
         for _ in range(piece.start, piece.stop):

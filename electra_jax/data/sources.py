@@ -26,7 +26,7 @@ _KINDS = {".txt": "text", ".jsonl": "json_lines", ".json": "json_lines", ".ndjso
 _UNPACKED = 4
 
 
-class Piece(NamedTuple):
+class FileRange(NamedTuple):
     """A stretch of one file."""
 
     path: str
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
     """A corpus cut into shards, and its files, described to notice that they change."""
 
     files: list[dict[str, Any]]
-    shards: list[list[Piece]]
+    shards: list[list[FileRange]]
 
 
 def corpora(data: DataConfig) -> list[Corpus]:
@@ -71,7 +71,7 @@ def make_plan(corpus: Corpus, shard_bytes: int) -> Plan:
     Raises:
       UserError: where a part names nothing that can be read.
     """
-    shards: list[list[Piece]] = [[]]
+    shards: list[list[FileRange]] = [[]]
     size = 0
     files = _files(corpus)
     for file in files:
@@ -79,7 +79,7 @@ def make_plan(corpus: Corpus, shard_bytes: int) -> Plan:
             if size and size + length > shard_bytes:
                 shards.append([])
                 size = 0
-            shards[-1].append(Piece(file.path, file.kind, file.field, start, stop))
+            shards[-1].append(FileRange(file.path, file.kind, file.field, start, stop))
             size += length
     return Plan(list(storage.in_parallel(describe, list(dict.fromkeys(file.path for file in files)))), shards)
 

@@ -21,7 +21,7 @@ from electra_jax import storage
 from electra_jax.config import DataConfig
 from electra_jax.data import readers, sources
 from electra_jax.data.readers import Broken
-from electra_jax.data.sources import Corpus, Piece, Plan
+from electra_jax.data.sources import Corpus, FileRange, Plan
 from electra_jax.errors import UserError
 
 # How many broken or empty documents of a shard are listed; all are counted.
@@ -54,7 +54,7 @@ class Survey:
     def plan(self) -> Plan:
         """How the corpus is cut, as it was written down by `begin`."""
         stored = json.loads((self.path / "plan.json").read_text())
-        return Plan(stored["files"], [[Piece(*piece) for piece in shard] for shard in stored["shards"]])
+        return Plan(stored["files"], [[FileRange(*piece) for piece in shard] for shard in stored["shards"]])
 
     def done(self, shard: int) -> bool:
         """Whether a shard has been read."""

@@ -15,7 +15,7 @@ from electra_jax.data.survey import Dropped, Survey
 from electra_jax.data.work import Runner
 
 
-class Text:
+class SourceText:
     """The corpora of a run. What is found out about them is found out once, and only when it is asked for."""
 
     def __init__(self, config: Config, say: Callable[[str], None], run: Runner):

@@ -15,7 +15,7 @@ from electra_jax.data.tokenizer import Tokenizer, WordPiece
 from electra_jax.errors import UserError
 from electra_jax.interop import tensorflow
 from electra_jax.interop.names import Tensor
-from electra_jax.interop.sources import ONE_ENCODER, Piece, Source
+from electra_jax.interop.sources import ONE_ENCODER, ForeignCheckpoint, Piece
 from electra_jax.interop.weights import Weights
 from electra_jax.models.electra import Architecture, Params
 from electra_jax.training.optimizer import Moments
@@ -32,7 +32,7 @@ class Imported(NamedTuple):
     ignored: list[str]
 
 
-def assemble(source: Source, config: Config, tokenizer: Tokenizer, restart: bool = False) -> Imported:
+def assemble(source: ForeignCheckpoint, config: Config, tokenizer: Tokenizer, restart: bool = False) -> Imported:
     """The state that a source makes, with fresh values for what it lacks.
 
     Args:
@@ -79,7 +79,7 @@ def assemble(source: Source, config: Config, tokenizer: Tokenizer, restart: bool
 
 
 def _fill(
-    params: Params, pieces: list[Piece], source: Source, vocab_size: int
+    params: Params, pieces: list[Piece], source: ForeignCheckpoint, vocab_size: int
 ) -> tuple[list[str], list[str], list[str]]:
     """Writes the pieces into `params`; returns the names of those taken, those left fresh, and what was cut off."""
     taken, fresh, cut = [], [], []
@@ -99,7 +99,7 @@ def _fill(
     return taken, fresh, cut
 
 
-def _fill_moments(tree: Params, pieces: list[Piece], source: Source, vocab_size: int) -> list[str]:
+def _fill_moments(tree: Params, pieces: list[Piece], source: ForeignCheckpoint, vocab_size: int) -> list[str]:
     """Writes those of Adam's moments that the source has; returns the pieces where some are missing and stay at zero."""
     lacking = []
     for piece in pieces:
@@ -111,7 +111,7 @@ def _fill_moments(tree: Params, pieces: list[Piece], source: Source, vocab_size:
     return lacking
 
 
-def _put(params: Params, tensor: Tensor, weights: Weights, source: Source, vocab_size: int) -> list[str]:
+def _put(params: Params, tensor: Tensor, weights: Weights, source: ForeignCheckpoint, vocab_size: int) -> list[str]:
     """Writes one tensor; returns what was cut off it, in words."""
     value, cut = weights.get(tensor.theirs), []
     if not np.isfinite(value).all():
@@ -138,7 +138,7 @@ def _groups_untaken(params: Params, pieces: list[Piece]) -> list[str]:
     return [name for name in ("discriminator", "generator") if name in params and not present & {name, f"{name} head"}]
 
 
-def _ignored(source: Source, used: set[tuple[int, str]]) -> list[str]:
+def _ignored(source: ForeignCheckpoint, used: set[tuple[int, str]]) -> list[str]:
     """Tensors of the source that were not used, apart from second copies of shared ones."""
     every: dict[int, Weights] = {id(piece.weights): piece.weights for piece in source.pieces}
     slots = tuple(tensorflow.SLOTS.values()) if source.moments else ()
@@ -151,7 +151,7 @@ def _ignored(source: Source, used: set[tuple[int, str]]) -> list[str]:
     return sorted(found)
 
 
-def _is_tied_copy(name: str, source: Source) -> bool:
+def _is_tied_copy(name: str, source: ForeignCheckpoint) -> bool:
     """Whether a tensor is the unused copy of one that both towers share."""
     if name == "generator_lm_head.weight":
         return True

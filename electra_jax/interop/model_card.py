@@ -8,7 +8,7 @@ from electra_jax.config import Config
 from electra_jax.config_loading import to_dict
 
 
-class Run(NamedTuple):
+class PretrainingRun(NamedTuple):
     """What is known of the run that a model comes from."""
 
     config: Config
@@ -23,7 +23,7 @@ class Run(NamedTuple):
     name: str  # on the Hub, or empty
 
 
-def text(run: Run, part: str, architecture: str) -> str:
+def text(run: PretrainingRun, part: str, architecture: str) -> str:
     """The model card of one tower, with the YAML head that the Hub reads."""
     return "\n".join([*_head(run, part, architecture), *_body(run, part, architecture)])
 
@@ -38,7 +38,7 @@ def rights(license_name: str, languages: Sequence[str]) -> list[str]:
     return [f"license: {license_name}", *named]
 
 
-def _head(run: Run, part: str, architecture: str) -> list[str]:
+def _head(run: PretrainingRun, part: str, architecture: str) -> list[str]:
     lines = ["---", "library_name: transformers", *rights(run.license, run.languages)]
     lines += ["tags:", "- electra", "- electra_jax"]
     lines += [f"pipeline_tag: {'fill-mask' if part == 'generator' else 'feature-extraction'}"]
@@ -47,7 +47,7 @@ def _head(run: Run, part: str, architecture: str) -> list[str]:
     return [*lines, "---", ""]
 
 
-def _body(run: Run, part: str, architecture: str) -> list[str]:
+def _body(run: PretrainingRun, part: str, architecture: str) -> list[str]:
     task = {
         "ElectraForPreTraining": "The discriminator: an encoder to fine-tune, and a head that tells which tokens were replaced.",
         "ElectraForMaskedLM": "The generator: a masked language model, trained to offer the discriminator likely replacements.",
@@ -77,7 +77,7 @@ def _body(run: Run, part: str, architecture: str) -> list[str]:
     return lines + ([] if run.is_import else _training(run))
 
 
-def _training(run: Run) -> list[str]:
+def _training(run: PretrainingRun) -> list[str]:
     config = run.config
     tokens = _tokens_read(run)
     is_embedded = config.data.source == "embedded"
@@ -104,7 +104,7 @@ def _training(run: Run) -> list[str]:
     return lines
 
 
-def _tokens_read(run: Run) -> int:
+def _tokens_read(run: PretrainingRun) -> int:
     """Tokens read at all lengths so far, padding included."""
     tokens, begin = run.sequences * run.config.phase(run.step).length, 0
     for phase in run.config.phases:

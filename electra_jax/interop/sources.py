@@ -22,7 +22,7 @@ class Piece(NamedTuple):
     is_optional: bool  # whether training may begin with fresh values instead
 
 
-class Source(NamedTuple):
+class ForeignCheckpoint(NamedTuple):
     """What a source holds.
 
     Attributes:
@@ -40,7 +40,7 @@ class Source(NamedTuple):
     step: int
 
 
-def from_hugging_face(folders: list[Path], base: ModelConfig) -> Source:
+def from_hugging_face(folders: list[Path], base: ModelConfig) -> ForeignCheckpoint:
     """One or both towers, in Hugging Face folders.
 
     Raises:
@@ -74,10 +74,10 @@ def from_hugging_face(folders: list[Path], base: ModelConfig) -> Source:
             )
         config = dataclasses.replace(config, tied_embeddings=False)
     bodies = {part: (model.weights, model.prefix) for part, model in by_part.items()}
-    return Source(path, config, _pieces(config, HUGGING_FACE, bodies), {}, 0)
+    return ForeignCheckpoint(path, config, _pieces(config, HUGGING_FACE, bodies), {}, 0)
 
 
-def from_tensorflow(path: Path, base: ModelConfig, heads: int | None = None) -> Source:
+def from_tensorflow(path: Path, base: ModelConfig, heads: int | None = None) -> ForeignCheckpoint:
     """A checkpoint of the original code.
 
     Args:
@@ -113,7 +113,7 @@ def from_tensorflow(path: Path, base: ModelConfig, heads: int | None = None) -> 
     slots = {which: checkpoint.slots(which) for which in tensorflow.SLOTS}
     has_moments = all(weights.names() for weights in slots.values())
     moments = {which: pieces(weights) for which, weights in slots.items()} if has_moments else {}
-    return Source(str(path), config, pieces(checkpoint.weights), moments, checkpoint.global_step or 0)
+    return ForeignCheckpoint(str(path), config, pieces(checkpoint.weights), moments, checkpoint.global_step or 0)
 
 
 def _pieces(config: ModelConfig, convention: Convention, bodies: dict[str, tuple[Weights, str]]) -> list[Piece]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from electra_jax.tasks.kinds import Feature
-from electra_jax.tasks.model import Batch
+from electra_jax.tasks.model import TaskBatch
 
 _SHORTEST = 32
 # Each length is a program to compile: at most this many, each further one for this many batches, saving this share of tokens.
@@ -84,7 +84,7 @@ def plan(
 
 def batch(
     planned: Planned, features: Sequence[Feature], batch_size: int, pad: int, by_token: bool, seeds: np.ndarray
-) -> Batch:
+) -> TaskBatch:
     """The arrays of a batch.
 
     Args:
@@ -102,7 +102,7 @@ def batch(
     for row, feature in enumerate(chosen):
         target[(row, slice(len(feature.input_ids))) if by_token else row] = feature.target
     weight = (np.arange(batch_size) < len(chosen)).astype(np.float32)
-    return Batch(ids, types, target, weight, seeds)
+    return TaskBatch(ids, types, target, weight, seeds)
 
 
 def outputs(
@@ -157,7 +157,7 @@ def training(
     by_token: bool,
     seed: int,
     step: int,
-) -> Iterator[Batch]:
+) -> Iterator[TaskBatch]:
     """Batches of a run of `seed` from `step` on, without end; each epoch in an order of its own."""
     sizes = sizes_of(features)
     per_epoch = math.ceil(len(features) / batch_size)

@@ -10,14 +10,14 @@ from scipy import special
 from electra_jax.data.encoding import Tokenizer
 from electra_jax.tasks import metrics
 from electra_jax.tasks.config import TaskConfig
-from electra_jax.tasks.examples import Example
+from electra_jax.tasks.examples import TaskExample
 from electra_jax.tasks.kinds import Feature, Kind, cut_pair, joined
 
 
 class _OfTexts(Kind):
     head = "sequence"
 
-    def features(self, examples: Sequence[Example]) -> list[Feature]:
+    def features(self, examples: Sequence[TaskExample]) -> list[Feature]:
         count = max((len(example.texts) for example in examples), default=1)
         encoded = [
             self.tokenizer.encode_batch([example.texts[place] for example in examples]) for place in range(count)
@@ -30,7 +30,7 @@ class _OfTexts(Kind):
             made.append(Feature(index, ids, types, self.target(example.label), np.zeros(0, np.int32)))
         return made
 
-    def training_examples(self, examples: Sequence[Example]) -> list[Example]:
+    def training_examples(self, examples: Sequence[TaskExample]) -> list[TaskExample]:
         if not self.task.double_unordered or len(examples[0].texts) < 2:
             return list(examples)
         return [*examples, *(example._replace(texts=example.texts[::-1]) for example in examples)]
@@ -84,7 +84,7 @@ class Regression(_OfTexts):
     measures = ("pearson", "spearman", "pearson_spearman")
     low, high = 0.0, 1.0
 
-    def fit(self, examples: Sequence[Example]) -> None:
+    def fit(self, examples: Sequence[TaskExample]) -> None:
         labels = [example.label for example in examples]
         self.low, self.high = min(labels), max(labels)
         if self.low == self.high:

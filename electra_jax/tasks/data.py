@@ -11,7 +11,7 @@ from typing import Any
 from electra_jax.errors import UserError
 from electra_jax.tasks import examples, formats, labels
 from electra_jax.tasks.config import TaskConfig, check_windows
-from electra_jax.tasks.examples import Example
+from electra_jax.tasks.examples import TaskExample
 from electra_jax.tasks.formats import Row
 from electra_jax.tasks.labels import Labels
 
@@ -32,9 +32,9 @@ class TaskData:
     """
 
     task: TaskConfig
-    train: dict[str, list[Example]]
-    validation: dict[str, list[Example]]
-    test: dict[str, list[Example]]
+    train: dict[str, list[TaskExample]]
+    validation: dict[str, list[TaskExample]]
+    test: dict[str, list[TaskExample]]
     warnings: tuple[str, ...] = ()
 
     @functools.cached_property
@@ -55,7 +55,7 @@ def load(task: TaskConfig) -> TaskData:
     Raises:
       UserError: for what is missing, broken or meaningless, named by file and line.
     """
-    source = formats.Source(task)
+    source = formats.TaskSource(task)
     splits = {name: source.splits(name) for name in ("train", "validation", "test")}
     if not splits["train"]:
         raise UserError(f"config.task.path={task.path}: nothing to train on there; {source.expected('train')}")
@@ -100,7 +100,7 @@ def load(task: TaskConfig) -> TaskData:
 
 
 def _read(
-    task: TaskConfig, source: formats.Source, split: str, place: str, fraction: float, warnings: list[str]
+    task: TaskConfig, source: formats.TaskSource, split: str, place: str, fraction: float, warnings: list[str]
 ) -> list[Row]:
     """The rows of a split, up to `fraction` of them left out because they are broken; `warnings` says so."""
     found = list(source.rows(place))
@@ -134,7 +134,7 @@ def _without_placeholders(task: TaskConfig, found: list[Row]) -> list[Row]:
 
 
 def _given(
-    task: TaskConfig, source: formats.Source, rows: dict[str, dict[str, list[Row]]], of_training: list[Any]
+    task: TaskConfig, source: formats.TaskSource, rows: dict[str, dict[str, list[Row]]], of_training: list[Any]
 ) -> Labels | None:
     """How the data give labels; None for a task that has none."""
     if task.kind not in ("classification", "tagging"):

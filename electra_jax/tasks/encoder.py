@@ -19,7 +19,7 @@ from electra_jax.training.state import abstract_state
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class PretrainedEncoder:
     """An encoder and its vocabulary.
 
     Attributes:
@@ -36,13 +36,13 @@ class Encoder:
     trained_length: int
     params: Callable[[Mesh | None], Params] | None
 
-    def fresh(self) -> "Encoder":
+    def fresh(self) -> "PretrainedEncoder":
         """The same with random weights instead."""
         untrained = self.model.max_position_embeddings  # no position is trained better than another
         return dataclasses.replace(self, name=f"{self.name}, random weights", trained_length=untrained, params=None)
 
 
-def load(path: str, with_head: bool = False) -> Encoder:
+def load(path: str, with_head: bool = False) -> PretrainedEncoder:
     """The encoder of a work directory of `train` or `import_checkpoint`, of a model's folder, or on the Hugging Face Hub.
 
     Args:
@@ -69,7 +69,7 @@ def load(path: str, with_head: bool = False) -> Encoder:
     )
 
 
-def _of_run(path: str, with_head: bool) -> Encoder:
+def _of_run(path: str, with_head: bool) -> PretrainedEncoder:
     origin = checkpoint.find(path)
     saved = checkpoint.read_saved(origin)
     tokenizer = tokenizer_lib.from_json(saved.tokenizer)
@@ -84,10 +84,10 @@ def _of_run(path: str, with_head: bool) -> Encoder:
         found = found if with_head else parts(found)
         return found if mesh else jax.device_get(found)
 
-    return Encoder(str(origin), saved.config.model, tokenizer, saved.trained_length, params)
+    return PretrainedEncoder(str(origin), saved.config.model, tokenizer, saved.trained_length, params)
 
 
-def _of_folder(folder: Path, with_head: bool) -> Encoder:
+def _of_folder(folder: Path, with_head: bool) -> PretrainedEncoder:
     tokenizer = tokenizer_files.read(folder, TokenizerConfig())
     if tokenizer is None:
         raise UserError(f"--init={folder} has no vocabulary that is known here (vocab.txt or spiece.model)")
@@ -102,7 +102,7 @@ def _of_folder(folder: Path, with_head: bool) -> Encoder:
     trained_length = tokenizer_files.max_length(folder, model.max_position_embeddings)
     if (folder / "task.json").is_file():  # its texts may be shorter than those its encoder was trained on
         trained_length = weights.read_json(folder / "task.json").get("trained_length", trained_length)
-    return Encoder(str(folder), model, tokenizer, trained_length, lambda mesh: found)
+    return PretrainedEncoder(str(folder), model, tokenizer, trained_length, lambda mesh: found)
 
 
 def parts(params: Params) -> Params:

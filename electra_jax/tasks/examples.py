@@ -17,7 +17,7 @@ class Answer(NamedTuple):
     start: int  # characters before it
 
 
-class Example(NamedTuple):
+class TaskExample(NamedTuple):
     """One example; fields that its kind does not use are empty."""
 
     where: str  # file and line, for messages
@@ -27,19 +27,19 @@ class Example(NamedTuple):
     label: Any = None  # an index, a number, an index a word, or answers; None where it is not known
 
 
-def are_labelled(found: Iterable[Example]) -> bool:
+def are_labelled(found: Iterable[TaskExample]) -> bool:
     """Whether all have a label, so that the split can be measured."""
     return all(example.label is not None for example in found)
 
 
-def of_rows(task: TaskConfig, rows: Iterable[Row]) -> list[Example]:
+def of_rows(task: TaskConfig, rows: Iterable[Row]) -> list[TaskExample]:
     """Examples without labels, to predict; raises `UserError` for what is broken."""
     return [example(task, row, None, takes_label=False) for row in rows]
 
 
 def example(
     task: TaskConfig, row: Row, given: Labels | None, takes_label: bool = True, needs_label: bool = False
-) -> Example:
+) -> TaskExample:
     """One row as an example of the task.
 
     Args:
@@ -67,7 +67,7 @@ def example(
     label = given_label(task, row, needs_label) if takes_label else None
     if label is not None:
         label = _number(row, label) if given is None else given.index(label, row.where)
-    return Example(row.where, identity, texts, label=label)
+    return TaskExample(row.where, identity, texts, label=label)
 
 
 def text(row: Row, name: str) -> str:
@@ -84,14 +84,14 @@ def _as_text(row: Row, name: str, value: Any) -> str:
     return found
 
 
-def _question(row: Row, identity: str, takes_label: bool, needs_label: bool) -> Example:
+def _question(row: Row, identity: str, takes_label: bool, needs_label: bool) -> TaskExample:
     question, context = text(row, "question"), text(row, "context")
     for name, found in (("question", question), ("context", context)):
         if not found.strip():
             raise UserError(f"{row.where}: the {name} is empty")
     given = _optional(row, "answers", needs_label) if takes_label else None
     if given is None:
-        return Example(row.where, identity, (question, context))
+        return TaskExample(row.where, identity, (question, context))
     try:
         if isinstance(given, dict):  # as in Hugging Face's and TFDS's sets
             given = [{"text": t, "answer_start": s} for t, s in zip(given["text"], given["answer_start"], strict=True)]
@@ -102,7 +102,9 @@ def _question(row: Row, identity: str, takes_label: bool, needs_label: bool) -> 
         raise UserError(
             f"{row.where}: answers must be a list of {{text, answer_start}}, not {str(given)[:80]!r}"
         ) from None
-    return Example(row.where, identity, (question, context), label=tuple(_placed(one, context, row) for one in answers))
+    return TaskExample(
+        row.where, identity, (question, context), label=tuple(_placed(one, context, row) for one in answers)
+    )
 
 
 # Offsets to try, since some answers in SQuAD are a character or two off from their stated start.
@@ -121,7 +123,7 @@ def _placed(answer: Answer, context: str, row: Row) -> Answer:
 
 def _sentence(
     task: TaskConfig, row: Row, identity: str, given: Labels | None, takes_label: bool, needs_label: bool
-) -> Example:
+) -> TaskExample:
     name = task.text or "tokens"
     words = field(row, name)
     words = words.split() if isinstance(words, str) else words
@@ -135,7 +137,7 @@ def _sentence(
         if len(label) != len(words):
             raise UserError(f"{row.where}: {len(words)} words and {len(label)} tags; each word must have one")
         label = given.of_words(label, row.where)
-    return Example(row.where, identity, words=words, label=label)
+    return TaskExample(row.where, identity, words=words, label=label)
 
 
 def label_name(task: TaskConfig, row: Row) -> str:

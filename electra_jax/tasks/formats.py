@@ -36,7 +36,7 @@ _STEMS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev
 FORMATS = {"jsonl": "jsonl", "tsv": "tsv", "conllu": "conllu", "conll": "conll", "txt": "conll", "json": "squad"}
 
 
-class Source:
+class TaskSource:
     """The data that a task's configuration names.
 
     Attributes:

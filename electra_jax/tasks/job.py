@@ -13,8 +13,8 @@ from electra_jax.models.electra import Params
 from electra_jax.tasks import batches, kinds
 from electra_jax.tasks.config import FinetuneConfig, check_steps, resolve
 from electra_jax.tasks.data import TaskData
-from electra_jax.tasks.encoder import Encoder
-from electra_jax.tasks.examples import Example, are_labelled
+from electra_jax.tasks.encoder import PretrainedEncoder
+from electra_jax.tasks.examples import TaskExample, are_labelled
 from electra_jax.tasks.kinds import Feature
 from electra_jax.tasks.model import FineTuning, predictor
 from electra_jax.tasks.of_kind import make_kind, module_of, predicting
@@ -28,7 +28,7 @@ class Split(NamedTuple):
     """A split as it is predicted."""
 
     name: str
-    examples: list[Example]
+    examples: list[TaskExample]
     features: list[Feature]
 
     @property
@@ -52,7 +52,7 @@ class Job:
         self,
         config: FinetuneConfig,
         data: TaskData,
-        encoder: Encoder,
+        encoder: PretrainedEncoder,
         say: Callable[[str], None],
         is_silent: bool = False,
     ):
@@ -97,7 +97,7 @@ class Job:
         self._pretrained = encoder.params and encoder.params(mesh)
         self._gathered = jax.jit(lambda params: params, out_shardings=replicated(mesh))
 
-    def _features(self, name: str, examples: Sequence[Example]) -> list[Feature]:
+    def _features(self, name: str, examples: Sequence[TaskExample]) -> list[Feature]:
         found = self.kind.features(examples)
         if self.kind.num_cut:
             self.say(f"{self.kind.num_cut:,} of {len(examples):,} texts of {name} are cut: {self.kind.limit}")

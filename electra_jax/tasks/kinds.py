@@ -11,7 +11,7 @@ from electra_jax.config import ModelConfig
 from electra_jax.data.encoding import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.tasks.config import TaskConfig
-from electra_jax.tasks.examples import Example
+from electra_jax.tasks.examples import TaskExample
 
 
 class Feature(NamedTuple):
@@ -48,17 +48,17 @@ class Kind(abc.ABC):
         return f"task.{self.cut_by}={getattr(self.task, self.cut_by)}"
 
     @abc.abstractmethod
-    def features(self, examples: Sequence[Example]) -> list[Feature]:
+    def features(self, examples: Sequence[TaskExample]) -> list[Feature]:
         """Features of all examples, in their order."""
 
     @abc.abstractmethod
     def predictions(
-        self, examples: Sequence[Example], features: Sequence[Feature], outputs: Sequence[np.ndarray]
+        self, examples: Sequence[TaskExample], features: Sequence[Feature], outputs: Sequence[np.ndarray]
     ) -> list[Any]:
         """One prediction per example, from the outputs of the features, `[num_outputs]` or `[n, num_outputs]` each."""
 
     @abc.abstractmethod
-    def figures(self, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, float]:
+    def figures(self, examples: Sequence[TaskExample], predictions: Sequence[Any]) -> dict[str, float]:
         """Measures of predictions, by name; all examples are labelled."""
 
     @property
@@ -67,7 +67,7 @@ class Kind(abc.ABC):
         """The names of `figures`."""
 
     @abc.abstractmethod
-    def is_collapsed(self, examples: Sequence[Example], predictions: Sequence[Any]) -> bool:
+    def is_collapsed(self, examples: Sequence[TaskExample], predictions: Sequence[Any]) -> bool:
         """Whether a model has learnt nothing: what it says is no better than chance, on examples that would show the difference."""
 
     def average(self, outputs: Sequence[np.ndarray]) -> np.ndarray:
@@ -76,21 +76,21 @@ class Kind(abc.ABC):
         return np.log(np.maximum(every.mean(0), 1e-30))
 
     @abc.abstractmethod
-    def shown(self, example: Example, prediction: Any) -> dict[str, Any]:
+    def shown(self, example: TaskExample, prediction: Any) -> dict[str, Any]:
         """A prediction as a JSON object."""
 
     def for_export(self, params: dict[str, Any]) -> dict[str, Any]:
         """The head's parameters for a program that knows nothing of how targets are scaled."""
         return params
 
-    def training_examples(self, examples: Sequence[Example]) -> list[Example]:
+    def training_examples(self, examples: Sequence[TaskExample]) -> list[TaskExample]:
         """The examples to train on, made from the labelled ones."""
         return list(examples)
 
-    def fit(self, examples: Sequence[Example]) -> None:  # noqa: B027 - most have nothing to look at
+    def fit(self, examples: Sequence[TaskExample]) -> None:  # noqa: B027 - most have nothing to look at
         """Looks at the training examples, where targets depend on them."""
 
-    def tune(self, examples: Sequence[Example], predictions: Sequence[Any]) -> None:  # noqa: B027
+    def tune(self, examples: Sequence[TaskExample], predictions: Sequence[Any]) -> None:  # noqa: B027
         """Looks at the predictions for the validation set, where a threshold is to be chosen."""
 
     def settings(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def check_metric(kind: Kind) -> None:
         )
 
 
-def check_labels(task: TaskConfig, training: Sequence[Example]) -> str | None:
+def check_labels(task: TaskConfig, training: Sequence[TaskExample]) -> str | None:
     """Raises `UserError` where all of training has one label; returns a warning where a label has no training example."""
     if task.kind not in ("classification", "tagging"):
         return None

@@ -23,7 +23,7 @@ from electra_jax.training.setup import Program
 _HEAD = 2**20 + 1
 
 
-class Batch(NamedTuple):
+class TaskBatch(NamedTuple):
     """Features of a batch, filled up with [PAD] and with rows of weight 0."""
 
     input_ids: jax.Array  # [B, L] int32
@@ -82,20 +82,20 @@ class FineTuning:
 
     weights = {"task_loss": 1.0}
 
-    def example(self, key: jax.Array, batch: Batch) -> Batch:
+    def example(self, key: jax.Array, batch: TaskBatch) -> TaskBatch:
         """The batch itself: it brings the seeds of its dropout, so that runs of several seeds share one program."""
         del key
         return batch
 
-    def denominators(self, example: Batch) -> dict[str, jax.Array]:
+    def denominators(self, example: TaskBatch) -> dict[str, jax.Array]:
         return {"task_loss": self._weights(example).sum()}
 
-    def terms(self, model: TaskModel, example: Batch) -> Terms:
+    def terms(self, model: TaskModel, example: TaskBatch) -> Terms:
         logits = model(example.input_ids, example.token_type_ids, self.pad, Noise(example.seeds))
         loss = losses.mean(self._losses(logits, example), self._weights(example))
         return Terms({"task_loss": loss}, {}, histogram=None, sampled_ids=None)
 
-    def _losses(self, logits: jax.Array, example: Batch) -> jax.Array:
+    def _losses(self, logits: jax.Array, example: TaskBatch) -> jax.Array:
         if self.kind == "regression":
             return jnp.square(logits[..., 0] - example.target)
         if self.kind == "question_answering":
@@ -104,7 +104,7 @@ class FineTuning:
             return losses.cross_entropy(by_place, example.target).mean(-1)
         return losses.cross_entropy(logits, jnp.maximum(example.target, 0))
 
-    def _weights(self, example: Batch) -> jax.Array:
+    def _weights(self, example: TaskBatch) -> jax.Array:
         """The weights of examples, or of their tokens."""
         if self.kind == "tagging":
             return example.weight[:, None] * (example.target >= 0)

@@ -9,7 +9,7 @@ from electra_jax.tasks import encoder as encoders
 from electra_jax.tasks import finetuning, results
 from electra_jax.tasks.config import FinetuneConfig
 from electra_jax.tasks.data import TaskData
-from electra_jax.tasks.encoder import Encoder
+from electra_jax.tasks.encoder import PretrainedEncoder
 from electra_jax.tasks.finetuning import Stopped
 from electra_jax.tasks.job import Job
 from electra_jax.training.interrupts import Interrupts
@@ -18,7 +18,7 @@ from electra_jax.training.interrupts import Interrupts
 class Probe:
     """A task, read once, whose fine-tuning begins anew with the weights of each call."""
 
-    def __init__(self, config: FinetuneConfig, data: TaskData, encoder: Encoder, scratch: epath.Path):
+    def __init__(self, config: FinetuneConfig, data: TaskData, encoder: PretrainedEncoder, scratch: epath.Path):
         """`encoder` is the one being pretrained, without weights. `scratch` is a folder that is removed after use."""
         self._scratch = scratch
         self._job = Job(config, data, encoder, lambda text: distributed.say(f"the probe: {text}"), is_silent=True)

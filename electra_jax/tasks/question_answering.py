@@ -11,7 +11,7 @@ import numpy as np
 
 from electra_jax.errors import UserError
 from electra_jax.tasks import metrics, squad
-from electra_jax.tasks.examples import Example
+from electra_jax.tasks.examples import TaskExample
 from electra_jax.tasks.kinds import Feature, Kind, joined
 
 _MEASURES = {"f1": squad.f1, "exact_match": squad.exact_match}
@@ -45,13 +45,13 @@ class QuestionAnswering(Kind):
     has_unanswerable = False
     null_threshold = 0.0
 
-    def fit(self, examples: Sequence[Example]) -> None:
+    def fit(self, examples: Sequence[TaskExample]) -> None:
         self.has_unanswerable = any(not example.label for example in examples)
 
     def settings(self):
         return {"has_unanswerable": self.has_unanswerable, "null_threshold": self.null_threshold}
 
-    def features(self, examples: Sequence[Example]) -> list[Feature]:
+    def features(self, examples: Sequence[TaskExample]) -> list[Feature]:
         whole = self.tokenizer.encode_batch([example.texts[0] for example in examples])
         questions = [ids[: self.task.max_query_length] for ids in whole]
         self.num_cut = sum(len(ids) > self.task.max_query_length for ids in whole)
@@ -109,7 +109,7 @@ class QuestionAnswering(Kind):
             made.append(Prediction(best, none - best[0].score if best else _SURELY_NONE))
         return made
 
-    def _candidates(self, example: Example, feature: Feature, output: np.ndarray) -> tuple[Candidate, ...]:
+    def _candidates(self, example: TaskExample, feature: Feature, output: np.ndarray) -> tuple[Candidate, ...]:
         places, context = feature.tokens, example.texts[1]
         count = self.task.n_best
         starts = np.flatnonzero(places[:, 2] == 1)
@@ -168,7 +168,7 @@ class QuestionAnswering(Kind):
 
 
 def _best(
-    measure: Callable[[Sequence[str], str], float], examples: Sequence[Example], predictions: Sequence[Prediction]
+    measure: Callable[[Sequence[str], str], float], examples: Sequence[TaskExample], predictions: Sequence[Prediction]
 ) -> tuple[float, float, np.ndarray, np.ndarray]:
     """The no-answer threshold with the greatest mean of a measure, that mean, and each question's score if answered and if not."""
     given = [[answer.text for answer in example.label] for example in examples]

@@ -8,7 +8,7 @@ from scipy import special
 from electra_jax.data.encoding import Tokenizer
 from electra_jax.tasks import labels, metrics
 from electra_jax.tasks.config import TaskConfig
-from electra_jax.tasks.examples import Example
+from electra_jax.tasks.examples import TaskExample
 from electra_jax.tasks.kinds import Feature, Kind, joined
 
 
@@ -32,7 +32,7 @@ class Tagging(Kind):
     def _has_spans(self) -> bool:
         return labels.are_of_spans(self.task.labels)
 
-    def features(self, examples: Sequence[Example]) -> list[Feature]:
+    def features(self, examples: Sequence[TaskExample]) -> list[Feature]:
         words = sorted({word for example in examples for word in example.words})
         unknown = np.asarray([self.tokenizer.special.unk], np.int32)
         pieces = {word: ids if len(ids) else unknown for word, ids in zip(words, self.tokenizer.encode_batch(words))}
@@ -50,7 +50,7 @@ class Tagging(Kind):
             made.append(self._part(index, example, first, part))
         return made
 
-    def _part(self, index: int, example: Example, first: int, pieces: list[np.ndarray]) -> Feature:
+    def _part(self, index: int, example: TaskExample, first: int, pieces: list[np.ndarray]) -> Feature:
         ids, types = joined([np.concatenate(pieces)], self.tokenizer)
         starts = 1 + np.cumsum([0, *map(len, pieces[:-1])])
         target = np.full(len(ids), -1, np.int32)
