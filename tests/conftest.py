@@ -1,5 +1,6 @@
 """Shared fixtures. Tests run on eight simulated CPU devices; most use one of them."""
 
+import gc
 import importlib.metadata
 import itertools
 import json
@@ -79,6 +80,10 @@ def small_config(**sections) -> config_lib.Config:
     for name, changes in sections.items():
         values[name] = {**values.get(name, {}), **changes} if isinstance(changes, dict) else changes
     return config_loading.from_dict(values)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # as `cli.run` does
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
