@@ -2,7 +2,7 @@
 
     python -m electra_jax.train --config=configs/base.py --config.data.source='corpus/*.jsonl.zst'
 
-Paper: Wikipedia and BooksCorpus, 766K steps, 4 days on 16 TPUv3; GLUE dev 85.1. Not repeated here.
+Paper: Wikipedia and BooksCorpus, 766K steps, 4 days on 16 TPUv3; GLUE dev 85.1. Not reproduced with this code.
 """
 
 import ml_collections

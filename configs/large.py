@@ -2,7 +2,7 @@
 
     python -m electra_jax.train --config=configs/large.py --config.data.source='corpus/*.jsonl.zst'
 
-Paper: XLNet's 33B tokens, 400K steps; GLUE dev 89.0 (1.75M steps: 89.5). Not repeated here.
+Paper: XLNet's 33B tokens, 400K steps; GLUE dev 89.0 (1.75M steps: 89.5). Not reproduced with this code.
 """
 
 import ml_collections

@@ -1,14 +1,14 @@
 """Two layers of 128, ten minutes on a CPU core: for comparing objectives at equal compute.
 
-`configs/mini.py` detects replaced tokens, `:tied` does so with one encoder for both heads, `:masked_lm` fills masks (BERT).
-Each comes to 90 TFLOP, the generator counted. On text of your own with `--config.data.source=FILE`, best in short documents.
+`configs/mini.py` detects replaced tokens, `:tied` does so with one encoder for both heads, `:masked_lm` fills in masked tokens
+(BERT). Each takes 90 TFLOP, the generator included. For your own text, set `--config.data.source=FILE`; short documents are best.
 """
 
 import ml_collections
 
-# A step of each in GFLOP: 23.9, 29.5, 17.8.
+# So many that each comes to 90 TFLOP: a step takes 23.9, 29.5, 17.8 GFLOP.
 STEPS = {"separate": 3768, "tied": 3052, "masked_lm": 5056}
-# At 2e-3 a discriminator that waits for its generator settles on one answer, and its encoder on nearly one vector.
+# At 2e-3 a separate discriminator, while its generator still learns, gets stuck: one answer, and nearly one vector, for all.
 LEARNING_RATES = {"separate": 1e-3, "tied": 2e-3, "masked_lm": 2e-3}
 
 

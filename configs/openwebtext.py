@@ -4,8 +4,8 @@
     python -m electra_jax.prepare --config=configs/openwebtext.py
     python -m electra_jax.train --config=configs/openwebtext.py
 
-TFDS has OpenWebText by way of Hugging Face's `datasets` (12 GB to download, as the authors say of theirs); where it lies
-on disk already, name its files instead: `--config.data.source='openwebtext/*.parquet'`. Authors: GLUE dev 80.4 (8-task
+TFDS gets OpenWebText through Hugging Face's `datasets` (the authors give 12 GB for their own download); if it is already on
+disk, name its files instead: `--config.data.source='openwebtext/*.parquet'`. Authors: GLUE dev 80.4 (8-task
 average) after 1M steps, slightly over 4 days on one V100. Neither the download nor the run has been tried yet.
 """
 
@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "source": "tfds:huggingface:Skylion007__openwebtext",
                 "max_seq_length": 128,
                 "deduplicate": True,
-                # Long stretches are read at once, wherever the records lie.
+                # Reads blocks of neighbouring sequences at a time, which is efficient wherever the data set is stored.
                 "shuffle": "blocks",
             },
             "tokenizer": {"kind": "wordpiece", "vocab_size": 30522, "lowercase": True},

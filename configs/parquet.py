@@ -1,9 +1,9 @@
-"""ELECTRA-Small on a folder of Parquet files, such as a corpus of the Hugging Face Hub downloaded as it lies there.
+"""ELECTRA-Small on a folder of Parquet files, such as a corpus downloaded as is from the Hugging Face Hub.
 
     python -m electra_jax.train --config=configs/parquet.py --config.data.source='corpus/*.parquet'
 
 Also from a bucket: `--config.data.source='gs://BUCKET/corpus/*.parquet' --config.data.directory=gs://BUCKET/datasets`
-(extra `[gcs]`). The recipe is the paper's Small; nothing is known of how it does on your text.
+(extra `[gcs]`). The recipe is the paper's Small; how well it does on your text is unknown.
 """
 
 import ml_collections

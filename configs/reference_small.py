@@ -2,9 +2,9 @@
 
     python -m electra_jax.train --config=configs/reference_small.py --config.data.source='corpus/*.txt'
 
-For comparison with the original. `configs/small.py` is the recipe to train with; what differs is below, each with
-the setting's name. On several TPU cores the original computes means and clips by core: set `train.replicas` to
-their number. Not yet run to the end with this code.
+For comparison with the original; to train a model for use, take `configs/small.py`. The quirks are set by name below. On
+several TPU cores, the original takes the means of its losses and clips gradients on each core separately: set
+`train.replicas` to the number of cores. Not yet run to the end with this code.
 """
 
 import ml_collections

@@ -3,11 +3,11 @@
     python -m electra_jax.train --config=configs/small.py --config.data.source='corpus/*.jsonl.zst'
 
 Paper: Wikipedia and BooksCorpus, 1M steps, 4 days on one V100; GLUE dev 79.9. On OpenWebText the authors'
-own code gives 80.4 (8-task average). Neither has been repeated with this code yet.
+own code gives 80.4 (8-task average). Neither has been reproduced with this code yet.
 
 Where this recipe differs from the original code: masked positions are drawn without replacement, text is
-packed without loss (`data.packing`), and gradients are clipped by their norm over the whole batch, not by
-that of each core's share.
+packed without loss (`data.packing`), gradients are clipped by their norm over the whole batch, not separately
+on each core, and products are computed in bfloat16. `configs/reference_small.py` has all of the original's ways.
 """
 
 import ml_collections

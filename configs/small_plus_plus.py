@@ -3,7 +3,7 @@
     python -m electra_jax.train --config=configs/small_plus_plus.py --config.data.source='corpus/*.jsonl.zst'
 
 Small's encoder at length 512 with a generator as wide as the discriminator, 4M steps on XLNet's data
-(README of the original code). Expected there: CoLA 57.0, MNLI 81.3, SQuAD 2.0 EM 70.1. Not repeated here.
+(README of the original code, which gives CoLA 57.0, MNLI 81.3, SQuAD 2.0 EM 70.1). Not reproduced here.
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """ELECTRA-Tiny: a whole run, from text to held-out figures, in minutes on a laptop.
 
-Ours, not the paper's. On the embedded corpus (10,033 introductions of Wikipedia articles, 4.9 MB).
+A recipe of this project, not of the paper. It trains on the embedded corpus (10,033 introductions of Wikipedia articles, 4.9 MB).
 
     python -m electra_jax.train --config=configs/tiny.py
 """
@@ -17,21 +17,21 @@ def get_config() -> ml_collections.ConfigDict:
                 "embedding_size": 64,
                 "hidden_size": 64,
                 "num_hidden_layers": 2,
-                # One head of 64: narrower ones learn to look at a token's neighbours much later.
+                # One head of 64: with narrower heads it takes much longer to learn to look at a token's neighbours.
                 "num_attention_heads": 1,
                 "intermediate_size": 256,
                 "generator_hidden_size": 1.0,
                 "generator_layers": 0.5,
                 "max_position_embeddings": 128,
-                # Few updates on little text: no dropout, and weights large enough to leave the start quickly.
+                # Few updates on little text: no dropout, and initial weights large enough for a quick start.
                 "hidden_dropout_prob": 0.0,
                 "attention_probs_dropout_prob": 0.0,
                 "initializer_range": 0.05,
             },
             # More masks than the paper's 15 %: more to learn from each of the few batches.
             "objective": {"mask_prob": 0.25, "disc_weight": 10.0},
-            # A short memory of the gradients' size and a long time at the peak: it takes some thousand steps until the
-            # discriminator looks beyond single tokens, and both bring that forward.
+            # A short memory of the gradients' size (`beta2`) and a long time at the peak rate (`wsd`): the discriminator
+            # takes a few thousand steps to look beyond single tokens, and both make that happen sooner.
             "optimizer": {
                 "learning_rate": 2e-3,
                 "warmup_steps": 300,

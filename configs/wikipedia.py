@@ -1,13 +1,13 @@
-"""ELECTRA-Small on Wikipedia, any of its languages, as TFDS has it.
+"""ELECTRA-Small on Wikipedia, in any language that TFDS has.
 
     pip install -e '.[tensorflow]'
     python -m electra_jax.prepare --config=configs/wikipedia.py --config.data.source=tfds:wikipedia/20230601.fr
     python -m electra_jax.train --config=configs/wikipedia.py --config.data.source=tfds:wikipedia/20230601.fr
 
-TFDS downloads a language that it keeps ready made, and makes others of the dump, which takes Apache Beam (`[beam]`) and
+TFDS downloads some languages ready-made, and builds the others from the dump, which needs Apache Beam (`[beam]`) and
 mwparserfromhell. The paper's Small saw Wikipedia and BooksCorpus for 1M steps (GLUE dev 79.9, 4 days on one V100).
-Neither the download nor the run has been tried yet. Cased, since most languages are; set `tokenizer.lowercase` and
-`strip_accents` as yours wants it.
+Neither the download nor the run has been tried yet. The vocabulary is cased, as most of the languages have upper and lower
+case; set `tokenizer.lowercase` and `tokenizer.strip_accents` to suit yours.
 """
 
 import ml_collections

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034  # what is set here is used by those who source it
+# shellcheck disable=SC2034  # the scripts that source this file use what it sets
 # What the launch scripts share. Sourced, not run.
 #
 #   SCRIPT ACTION [--option=value ...] [-- arguments of electra_jax.train ...]
@@ -11,13 +11,13 @@ DRY_RUN=0
 TRAIN_ARGS=()
 declare -A OPTION
 
-# One line, and the status of bad input.
+# Prints a one-line error and exits with the status for bad input.
 die() {
   echo "error: $*" >&2
   exit 2
 }
 
-# Runs a command, and shows it; with --dry_run, shows it alone.
+# Shows a command and runs it; with --dry_run, only shows it.
 run() {
   printf '+'
   printf ' %q' "$@"
@@ -25,7 +25,7 @@ run() {
   if [[ $DRY_RUN == 0 ]]; then "$@"; fi
 }
 
-# What a command prints; with --dry_run the command is shown and the answer is $1, what a good one would be.
+# ask GOOD COMMAND...: prints what the command prints; with --dry_run only shows the command, and prints GOOD as its answer.
 ask() {
   local good=$1
   shift
@@ -41,7 +41,7 @@ need() {
   [[ $DRY_RUN == 1 ]] || command -v "$1" > /dev/null || die "$1 is not installed here; $2"
 }
 
-# parse "ACTIONS" "OPTION=default OPTION= ..." "$@": options without a default must be given. Sets ACTION, OPTION, TRAIN_ARGS.
+# parse "ACTIONS" "OPTION=default OPTION= ..." "$@": sets ACTION, OPTION and TRAIN_ARGS. `require` checks what must be given.
 parse() {
   local actions=$1 known=$2 pair name
   shift 2
@@ -65,7 +65,7 @@ parse() {
   done
 }
 
-# require NAME "what it is": options that have no default.
+# require NAME "what it is": ends the script if this option is empty.
 require() {
   [[ -n ${OPTION[$1]} ]] || die "--$1=... is missing: $2"
 }
@@ -79,7 +79,7 @@ check_bucket() {
     || die "--bucket=$bucket cannot be read; make it with: gcloud storage buckets create $bucket --location=$region"
   case ${location^^}/$region in
     "${region^^}"/*) ;;
-    US/us-* | EU/europe-* | ASIA/asia-* | NAM[0-9]*/us-* | EUR[0-9]*/europe-* | ASIA[0-9]*/asia-*) ;; # several regions at once
+    US/us-* | EU/europe-* | ASIA/asia-* | NAM[0-9]*/us-* | EUR[0-9]*/europe-* | ASIA[0-9]*/asia-*) ;; # multi-region buckets
     *) die "--bucket=$bucket is in ${location,,}, --zone=$zone in $region: use a bucket in $region" ;;
   esac
 }

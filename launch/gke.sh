@@ -5,7 +5,7 @@ source "$(dirname "$0")/common.sh"
 
 parse "start status logs stop" \
   "name= image= bucket= zone= config= accelerator=tpu-v5-lite-podslice topology=4x4 chips=4 slices=1 spot=true service_account=default" "$@"
-require name "how the JobSet is to be called"
+require name "a name for the JobSet"
 need kubectl "see https://kubernetes.io/docs/tasks/tools"
 
 chips_of() {
@@ -17,7 +17,7 @@ chips_of() {
 # The manifest, with everything filled in.
 manifest() {
   local train hosts chips
-  train=$(quoted python -m electra_jax.train "--config=${OPTION[config]}" "--workdir=${OPTION[bucket]%/}/${OPTION[name]}" "${TRAIN_ARGS[@]}" | sed 's/[&|\\]/\\&/g') # what sed would take for its own
+  train=$(quoted python -m electra_jax.train "--config=${OPTION[config]}" "--workdir=${OPTION[bucket]%/}/${OPTION[name]}" "${TRAIN_ARGS[@]}" | sed 's/[&|\\]/\\&/g') # escapes what is special to sed
   chips=$(chips_of "${OPTION[topology]}")
   hosts=$((chips / OPTION[chips]))
   sed -e "s|@NAME@|${OPTION[name]}|" -e "s|@IMAGE@|${OPTION[image]}|" -e "s|@SLICES@|${OPTION[slices]}|" -e "s|@HOSTS@|$hosts|" \
@@ -40,7 +40,7 @@ case $ACTION in
     [[ -n $(ask node kubectl get nodes --selector="cloud.google.com/gke-tpu-topology=${OPTION[topology]}" --output=name) ]] \
       || echo "note: no node with topology ${OPTION[topology]} is up; the pods wait until the node pool has one"
     [[ $(($(chips_of "${OPTION[topology]}") % OPTION[chips])) == 0 ]] \
-      || die "--topology=${OPTION[topology]} is not a multiple of --chips=${OPTION[chips]}, the chips of a host"
+      || die "--topology=${OPTION[topology]}: its chips are not a multiple of --chips=${OPTION[chips]}, the chips per host"
     file=${OPTION[name]}.jobset.yaml
     if [[ $DRY_RUN == 1 ]]; then manifest; else manifest > "$file"; fi
     run kubectl apply --filename="$file"

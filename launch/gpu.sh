@@ -24,7 +24,7 @@ case $ACTION in
     driver=$(ask 580 nvidia-smi --query-gpu=driver_version --format=csv,noheader)
     extra=cuda
     [[ ${driver%%.*} -ge 580 ]] || extra=cuda12
-    # An environment that was made for the CPU would train on the CPU, without a word.
+    # An environment made for the CPU would silently train on the CPU.
     if ! (cd "$ROOT" && .venv/bin/python -c 'import electra_jax, pkgutil, jax_plugins
 assert any("cuda" in module.name for module in pkgutil.iter_modules(jax_plugins.__path__))') 2> /dev/null; then
       [[ -x $ROOT/.venv/bin/python ]] || run "${OPTION[python]}" -m venv "$ROOT/.venv"

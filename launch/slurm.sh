@@ -24,14 +24,14 @@ job() {
 #SBATCH --signal=TERM@120
 ${OPTION[partition]:+#SBATCH --partition=${OPTION[partition]}}
 ${OPTION[account]:+#SBATCH --account=${OPTION[account]}}
-# Stopped while it waited for its turn.
+# The run was stopped while this job waited in the queue.
 if [ -e $(quoted "$workdir/stop") ]; then rm $(quoted "$workdir/stop"); exit 0; fi
 cd $(quoted "$ROOT") || exit 2
 export JAX_COMPILATION_CACHE_DIR="\${JAX_COMPILATION_CACHE_DIR:-$(dirname "$workdir")/compilation_cache}"
 before=\$(wc -c < $(quoted "$workdir/slurm.log"))
 srun --kill-on-bad-exit=1 --cpus-per-task=${OPTION[cpus]} $train
 status=\$?
-# What was preempted goes on in a job of the same number, unless it was to stop.
+# A run that was preempted goes on in a job of the same number, unless it was told to stop.
 if [ \$status = 0 ] && tail -c +\$((before + 1)) $(quoted "$workdir/slurm.log") | grep -q '^preempted'; then
   if [ -e $(quoted "$workdir/stop") ]; then rm $(quoted "$workdir/stop"); else scontrol requeue "\$SLURM_JOB_ID"; fi
 fi
@@ -39,7 +39,7 @@ exit \$status
 SCRIPT
 }
 
-# The number of the run's job, which `start` has written down.
+# The number of the run's job, as written down by `start`.
 the_job() {
   if [[ $DRY_RUN == 1 ]]; then echo JOB; else cat "${OPTION[workdir]}/slurm.job"; fi
 }
@@ -82,9 +82,9 @@ case $ACTION in
     ;;
   stop)
     require workdir "of the run"
-    # To the tasks, not the script: they save and end, and the script sees that it is not to go on.
+    # The signal goes to the tasks, not to the script: they save and end, and the script finds `stop` and does not requeue.
     run touch "${OPTION[workdir]}/stop"
-    run scancel --state=PENDING "$(the_job)" # which no signal reaches
-    run scancel --signal=TERM "$(the_job)" || true # which a job that waits refuses
+    run scancel --state=PENDING "$(the_job)" # a pending job, which no signal would reach
+    run scancel --signal=TERM "$(the_job)" || true # fails for a pending job
     ;;
 esac

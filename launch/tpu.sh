@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034  # what is set here is used by those who source it
-# What tpu_vm.sh and tpu_pod.sh share: what is done on the TPU's hosts, all alike. Sourced, not run.
+# shellcheck disable=SC2034  # the scripts that source this file use what it sets
+# Shared by tpu_vm.sh and tpu_pod.sh: what is done on the TPU's hosts, the same on all. Sourced, not run.
 
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -8,7 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 TPU_OPTIONS="name= zone= type= bucket= config= project= runtime= data= commit="
 
 check_tpu_options() {
-  require name "how the TPU is to be called"
+  require name "a name for the TPU"
   require zone "such as us-central2-b; see gcloud compute tpus locations list"
   need gcloud "see https://cloud.google.com/sdk/docs/install"
   if [[ -z ${OPTION[project]} ]]; then
@@ -22,12 +22,12 @@ check_start_options() {
   require type "such as v5litepod-16; see gcloud compute tpus accelerator-types list --zone=${OPTION[zone]}"
   require bucket "gs://..., for the work directory"
   require config "such as configs/small.py"
-  # The same code whenever the slice is made again, whatever is committed meanwhile.
+  # Fixed here: a slice that is made again gets the same code, whatever has been committed in the meantime.
   local wanted=${OPTION[commit]:-HEAD}
   OPTION[commit]=$(git -C "$ROOT" rev-parse --verify --quiet "$wanted^{commit}") || die "--commit=$wanted: git does not know it"
   git -C "$ROOT" cat-file -e "${OPTION[commit]}:${OPTION[config]%%:*}" 2> /dev/null \
     || die "--config=${OPTION[config]}: no such file in commit ${OPTION[commit]:0:12}, which is what the hosts get; commit it"
-  [[ -z $(git -C "$ROOT" status --porcelain) ]] || echo "note: the hosts get commit ${OPTION[commit]:0:12}, without what is not committed"
+  [[ -z $(git -C "$ROOT" status --porcelain) ]] || echo "note: the hosts get commit ${OPTION[commit]:0:12}, without uncommitted changes"
   check_bucket "${OPTION[bucket]}" "${OPTION[zone]}"
   if [[ -z ${OPTION[runtime]} ]]; then
     case ${OPTION[type]} in
@@ -59,9 +59,10 @@ command -v \$HOME/.local/bin/uv > /dev/null || curl -LsSf https://astral.sh/uv/i
 ${OPTION[data]:+gcloud storage rsync --recursive ${OPTION[data]} corpus}"
 }
 
-# A unit of systemd's on every host: it outlives the connection, and a shutdown sends it SIGTERM and waits.
+# A systemd unit on every host: it outlives the connection, and a shutdown sends it SIGTERM and waits for it.
 start_training() {
-  # Where one host's process has died, the others' units may still be up. A log of its own for each start, by which to tell how it ended.
+  # Where the process of one host has died, the units of the others may still be up. Each start gets a new log, since
+  # `tpu_pod.sh watch` reads from it how the run ended.
   on_hosts all "sudo systemctl stop electra_jax 2> /dev/null; sudo systemctl reset-failed electra_jax 2> /dev/null
 [ ! -e electra_jax/train.log ] || mv electra_jax/train.log electra_jax/train.before.log" || return
   local train=(.venv/bin/python -u -m electra_jax.train "--config=${OPTION[config]}" "--workdir=$WORKDIR" "${TRAIN_ARGS[@]}")
@@ -80,7 +81,7 @@ stop_training() {
   on_hosts all "sudo systemctl stop electra_jax; tail -n 1 electra_jax/train.log"
 }
 
-# exists COMMAND...: whether a describe finds what it asks for; any answer but 'not found' and success ends the script.
+# exists COMMAND...: whether a `describe` command finds its resource; any failure other than 'not found' ends the script.
 exists() {
   local answer
   if [[ $DRY_RUN == 1 ]]; then ask "" "$@"; return 1; fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice of spot capacity, through queued resources; made again and resumed when it is preempted.
+# Trains on a spot TPU slice, through queued resources; when the slice is preempted, makes it again and resumes the run.
 # Actions: start, watch, status, logs, stop, delete. See launch/README.md.
 # shellcheck source=launch/tpu.sh
 source "$(dirname "$0")/tpu.sh"
@@ -19,7 +19,7 @@ remove() {
   run gcloud compute tpus queued-resources delete "${OPTION[name]}" "${WHERE[@]}" --force --quiet
 }
 
-# ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED and so on; GONE where there is none; UNKNOWN where nobody answers.
+# The slice's state: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED and so on; GONE if it does not exist; UNKNOWN without an answer.
 state() {
   local answer
   if answer=$(ask ACTIVE gcloud compute tpus queued-resources describe "${OPTION[name]}" "${WHERE[@]}" "--format=value(state.state)" 2>&1); then
@@ -31,7 +31,7 @@ state() {
   fi
 }
 
-# What the run says of itself on host 0: running, finished, preempted, failed, absent; unreachable where nobody answers.
+# The run's state on host 0: running, finished, preempted, failed, absent (not started); unreachable without an answer.
 training() {
   ask finished gcloud compute tpus tpu-vm ssh "${OPTION[name]}" "${WHERE[@]}" --worker=0 "--command=
 if systemctl is-active --quiet electra_jax; then echo running
@@ -41,7 +41,7 @@ elif tail -n 5 electra_jax/train.log | grep -qE '^(preempted|error: this process
 else echo failed; fi" || echo unreachable
 }
 
-# What fails for a moment is tried again at the next look.
+# Runs a command; if it fails, `watch` tries again the next time it looks.
 try() {
   "$@" || echo "$(date '+%F %T')  that failed; tried again in ${OPTION[poll]} s"
 }
@@ -54,14 +54,14 @@ prepare() {
   install && start_training
 }
 
-# The step of the newest checkpoint; nothing where there is none, or nobody answers.
+# The step of the newest checkpoint; empty if there is none, or no answer.
 newest() {
   { gcloud storage ls "$WORKDIR/checkpoints/" 2> /dev/null || true; } | { grep -oE '[0-9]+/$' || true; } | sort -n | tail -n 1
 }
 
-# Until the run is finished: waits for the slice, starts the run on it, makes it again when it is gone. A run that has
-# failed is started again, since a host that dies takes the others with it; three times without a checkpoint in between.
-# After a `start` (--fresh=true), a slice that is there already gets the code and the arguments of that `start` first.
+# Until the run is finished: waits for the slice, starts the run on it, and makes the slice again when it is gone. A run
+# that failed is started again, since a host that dies takes the others with it, but at most three times without a new
+# checkpoint. After a `start` (--fresh=true), a slice that already exists first gets the code and arguments of that `start`.
 watch() {
   local now doing step last=none failures=0
   while true; do
@@ -99,7 +99,7 @@ watch() {
   done
 }
 
-# Else it would start the run again, or one of before.
+# A watch that goes on would start the run again, or an earlier run with its code and arguments.
 end_watch() {
   if [[ -f ${OPTION[name]}.watch.pid ]]; then
     run kill "$(cat "${OPTION[name]}.watch.pid")" || true
@@ -128,7 +128,7 @@ case $ACTION in
     else
       nohup setsid "${again[@]}" > "$log" 2>&1 &
       echo $! > "${OPTION[name]}.watch.pid"
-      echo "it is watched from this machine, which must stay on: tail -F $log"
+      echo "this machine watches the run and must stay on: tail -F $log"
     fi
     ;;
   watch)

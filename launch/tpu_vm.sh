@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on one TPU VM (or a slice that is there at once): start, status, logs, stop, delete. See launch/README.md.
+# Trains on one TPU VM (or a slice that is available at once): start, status, logs, stop, delete. See launch/README.md.
 # shellcheck source=launch/tpu.sh
 source "$(dirname "$0")/tpu.sh"
 
@@ -8,7 +8,7 @@ check_tpu_options
 case $ACTION in
   start)
     check_start_options
-    # Made once; a start after a stop or a reboot goes on with what is there.
+    # Created only once: a start after a stop or a reboot uses the VM that is there.
     exists gcloud compute tpus tpu-vm describe "${OPTION[name]}" "${WHERE[@]}" || run gcloud compute tpus tpu-vm create "${OPTION[name]}" "${WHERE[@]}" "--accelerator-type=${OPTION[type]}" \
       "--version=${OPTION[runtime]}" --scopes=https://www.googleapis.com/auth/cloud-platform
     install

@@ -1,11 +1,12 @@
-"""What pretraining is worth: encoders of `configs/mini.py`, at equal compute, fine-tuned on tasks of one's own; no test.
+"""Measures what pretraining is worth: `configs/mini.py` encoders, at equal compute, fine-tuned on your own tasks. Not a test.
 
     python tests/compare_objectives.py --source=text.jsonl --tasks tasks/movie_sentiment=8 tasks/brown_pos=1.5 \
         --seeds 0 1 2 --times 0.25 0.75 2 --results=worth.jsonl
 
-A task is a folder as `configs/finetune/jsonl.py` takes it, and its epochs. A line is added to `--results` for each encoder and
-task; what stands there is not run again, so the same command goes on, and several share the work (`--objectives`, `--seeds`).
-Without `--tasks` nothing is run. Ends with the table of `--results`, and with `--plot` draws it.
+A task is a folder as `configs/finetune/jsonl.py` takes it, `=`, and the number of epochs. Each encoder and task adds a line to
+`--results`. What is there already is not run again, so the same command continues a comparison, and several commands can share
+the work (`--objectives`, `--seeds`). Without `--tasks` nothing is run. Ends by printing a table of `--results`; `--plot` also
+draws them.
 """
 
 import argparse
@@ -35,12 +36,12 @@ NAMES = {
     "tied": "replaced tokens, one encoder",
     "separate": "replaced tokens, two encoders",
 }
-# Found on validation sets: an encoder this small wants a higher rate than `jsonl.py` has, and its lowest layer the same.
+# Found on validation sets: an encoder this small wants a higher rate than `jsonl.py` has, the same in all layers.
 FINETUNING = {"optimizer.learning_rate": 5e-4, "optimizer.layerwise_decay": 1.0, "evaluation.interval_epochs": 1.0}
 
 
 def run(module: str, config: str, workdir: Path, made: str, settings: dict[str, Any], *flags: str) -> Path:
-    """A command of ours, its output in a file beside `workdir`; what it `made` there. Ends this process without that."""
+    """Runs a command of ours, logging to a file beside `workdir`; returns the path `made` in it, and exits if that is missing."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
     line = [sys.executable, "-m", f"electra_jax.{module}", f"--config={CONFIGS / config}", f"--workdir={workdir}"]
     line += [*flags, *(f"--config.{name}={value}" for name, value in settings.items())]
@@ -53,7 +54,7 @@ def run(module: str, config: str, workdir: Path, made: str, settings: dict[str, 
 
 
 def pretrain(runs: Path, source: str, objective: str, seed: int, times: list[float]) -> Path:
-    """An encoder of the last of `times`: its constant part goes on where that of the one before began to cool down."""
+    """The encoder for `times[-1]`; it branches off the one for the time before, at the step where that began to cool down."""
     once = cli.load_config(str(CONFIGS / f"mini.py:{objective}"), []).train.num_train_steps
     steps = [round(x * once) for x in times]
     workdir, last = runs / f"{objective}-{seed}-x{times[-1]:g}", f"checkpoints/{steps[-1]}"
@@ -71,7 +72,7 @@ def pretrain(runs: Path, source: str, objective: str, seed: int, times: list[flo
 
 
 def finetune(encoder: Path, task: Path, epochs: float, seeds: int, workdir: Path, *flags: str) -> dict[str, Any]:
-    """The metric's name and its value on the test set, a seed."""
+    """The metric's name, and its value on the test set for each seed."""
     settings = FINETUNING | {"task.path": task, "train.epochs": epochs, "seeds": seeds, "max_restarts": 0}
     made = run("finetune", "finetune/jsonl.py", workdir, "results.json", settings, f"--init={encoder}", *flags)
     found = json.loads(made.read_text())
@@ -79,7 +80,7 @@ def finetune(encoder: Path, task: Path, epochs: float, seeds: int, workdir: Path
 
 
 def word_counts(task: Path) -> dict[str, Any]:
-    """What needs no network: TF-IDF of the first 128 words, the words two texts share, or the most frequent tag of a word."""
+    """A baseline without a network: TF-IDF of the first 128 words, the words two texts share, or each word's most frequent tag."""
     train, test = (read(task / f"{split}.jsonl") for split in ("train", "test"))
     metric = json.loads((task / "info.json").read_text())["metric"]
     if "tags" in train[0]:
@@ -126,12 +127,12 @@ def teraflop(objective: str, times: float) -> float:
 def read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    with path.open(encoding="utf-8") as file:  # by its own lines: a text may hold other separators
+    with path.open(encoding="utf-8") as file:  # not splitlines(): texts may hold other line separators
         return [json.loads(line) for line in file]
 
 
 def encoders(args: argparse.Namespace) -> Iterator[tuple[str, int, list[float]]]:
-    """Objective, seed of pretraining, compute: all shorter runs with the one that is meant, which is last."""
+    """Objective, seed of pretraining, and `times`: that of the encoder is the last, after those of the shorter runs before it."""
     times = sorted(args.times)
     for objective in args.objectives:
         if objective in ("counts", "random"):
@@ -153,7 +154,7 @@ def fill(args: argparse.Namespace) -> None:
         task, workdir = Path(folder).absolute(), runs / f"{row['task']}.{objective}-{seed}-x{x:g}"
         if objective == "counts":
             found = word_counts(task)
-        elif objective == "random":  # of an encoder only its sizes and vocabulary
+        elif objective == "random":  # only the encoder's sizes and vocabulary are used
             encoder = pretrain(runs, args.source, "masked_lm", seed, [min(args.times)])
             found = finetune(encoder, task, float(epochs), args.finetuning_seeds, workdir, "--random_weights")
         else:
@@ -165,14 +166,14 @@ def fill(args: argparse.Namespace) -> None:
 
 
 def difference(rows: list[dict], a: str, b: str) -> tuple[float, float] | None:
-    """How far `a` is ahead of `b` on a task, in the mean over encoders, and half of its 95 % interval.
+    """How far `a` is ahead of `b` on a task, in the mean over encoders, and half the width of the 95 % interval.
 
-    An encoder counts once, by the mean of its fine-tuning seeds, which are no independent draws of what pretraining gives. Two
-    objectives are paired by the seed of pretraining; random weights, which each seed of fine-tuning has anew, with none (Welch).
+    Each encoder counts once, with the mean over its fine-tuning seeds, as these are not independent samples of pretraining. Two
+    objectives are paired by the seed of pretraining; random weights, new for each fine-tuning seed, are not paired (Welch).
     """
     of_a, of_b = ({row["seed"]: row["scores"] for row in at_most(rows) if row["objective"] == name} for name in (a, b))
     seeds = of_a.keys() if b == "random" else of_a.keys() & of_b.keys()
-    if len(seeds) < 3 or not of_b:  # an interval of two spans all there is
+    if len(seeds) < 3 or not of_b:  # from two, the interval is too wide to mean anything
         return None
     ours = [statistics.fmean(of_a[seed]) for seed in seeds]
     if b == "random":
@@ -184,7 +185,7 @@ def difference(rows: list[dict], a: str, b: str) -> tuple[float, float] | None:
 
 
 def at_most(rows: list[dict]) -> list[dict]:
-    """Those of the most compute that every encoder of a task came to, and those that took none."""
+    """The rows with the most compute that every encoder of a task has reached, and those without pretraining."""
     came_to = defaultdict(set)
     for row in rows:
         if row["times"]:
@@ -201,10 +202,10 @@ def by_task(rows: list[dict]) -> dict[str, list[dict]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: means at the most compute, and how far objectives are ahead of random weights and of masked LM; a line a task.
+    """Markdown, a line per task: means at the most compute, and how far objectives are ahead of random weights and masked LM.
 
-    ± of a score is the standard deviation over encoders, each the mean of its fine-tuning seeds; where there is one alone, over
-    those seeds, each of which has random weights of its own. ± of a difference is its 95 % interval.
+    The ± of a score is the standard deviation over encoders, each with the mean over its fine-tuning seeds; where there is only
+    one, as for random weights, it is that over its seeds. The ± of a difference is its 95 % interval.
     """
     tasks = by_task(rows)
     shown = [name for name in NAMES if any(row["objective"] == name for row in rows)]
@@ -235,9 +236,9 @@ def _mean(rows: list[dict], objective: str) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Score against compute: a panel a task, a dot an encoder, a line through the means of an objective's.
+    """Score against compute: a panel per task, a dot per encoder, and for each objective a line through its means.
 
-    Tasks with encoders of one compute alone, which the table shows as well, are left out where others have more.
+    Tasks whose encoders all have the same compute are left out where other tasks have several; the table shows them all.
     """
     from matplotlib.figure import Figure
 

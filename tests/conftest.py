@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# Compiling takes most of the tests' time, and the programs run for a moment only: not optimised, they come sooner.
+# Compiling takes most of the tests' time, while the programs run only for a moment: without optimisation it is faster.
 # XLA's older code generator takes a third of the time of the newer one; from jaxlib 0.11 on there is no choice.
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -21,7 +21,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Set in some containers: each of the hundreds of processes that tests start would compile all packages anew, for seconds.
+# Some containers set this: each of the hundreds of processes that tests start would spend seconds recompiling all packages.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import jax
@@ -34,7 +34,7 @@ from electra_jax.data import build, pipeline, readers, sources
 from electra_jax.training import partitioning
 from electra_jax.training.setup import Setup
 
-# Triton, which torch imports where it is installed, crashes in a process that TensorFlow is in; nothing here uses it.
+# Triton, which torch imports where it is installed, crashes in a process that has loaded TensorFlow; nothing here uses it.
 sys.modules["triton"] = None
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ _CACHE = Path(os.environ.get("ELECTRA_JAX_TEST_CACHE", ROOT / ".pytest_cache" / 
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
-# Small enough to compile in seconds on two cores: what several layers do is for the tests of models and meshes.
+# Small enough to compile in seconds on two cores: the tests of models and meshes cover several layers.
 SMALL = {
     "data": {"max_seq_length": 32, "validation_fraction": 0.05},
     "tokenizer": {"vocab_size": 512},
@@ -66,7 +66,7 @@ SMALL = {
 
 @pytest.fixture
 def as_on_accelerators(monkeypatch):
-    """Code that differs by platform takes the way of TPUs, on this CPU."""
+    """Makes code that differs by platform take its TPU branch, on this CPU."""
 
     def on_tpu(*args, default, tpu=None, cpu=None):
         return (tpu or default)(*args)
@@ -87,7 +87,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: where files are shared out to workers, none is left with a long one at the end."""
+    """Files with slow tests come first, so that where workers share out the files, none starts a long one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -187,9 +187,9 @@ for words in commands:
 
 
 def in_one_process(commands: list[list[str]], cwd: Path, until_failure: bool = False) -> list[tuple[int, str]]:
-    """Exit status and standard error of commands, `[module, *arguments]`, each as its command line would be run.
+    """Runs commands, `[module, *arguments]`, as from a command line; returns the exit status and standard error of each.
 
-    One process for all, as starting takes longer than most of them. A last `< FILE` is read as standard input.
+    They share one process, as starting one takes longer than most of them. A final `<`, `FILE` makes FILE standard input.
     """
     done = subprocess.run(
         [sys.executable, "-c", _ONE_AFTER_THE_OTHER], cwd=cwd, env=process_env(),

@@ -8,12 +8,12 @@ _download = objects.download
 
 
 def _with_generation(request, response, storage, *args, **kwargs):
-    # What Cloud Storage says with every object, and TensorStore goes by; the emulator leaves it out.
+    # A header that Cloud Storage sends with every object, and that TensorStore relies on; the emulator leaves it out.
     try:
         found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
         response["x-goog-generation"] = str(found["generation"])
     except Exception:
-        pass  # not there, which the next line answers
+        pass  # no such object: the next line gives that answer
     return _download(request, response, storage, *args, **kwargs)
 
 

@@ -13,7 +13,7 @@ LONG = ["--config.train.num_train_steps=100000", "--config.evaluation.interval_s
 
 
 def make_place(folder: Path, corpus_file: Path) -> Path:
-    """A folder with a configuration file; data sets made there are shared by the runs, and programs by those of any length."""
+    """A folder with a configuration file; runs share the data sets made there and, whatever their length, the compiled programs."""
     values = {**SMALL, "data": {**SMALL["data"], "source": str(corpus_file)}}
     values["optimizer"] = {**SMALL["optimizer"], "schedule": "wsd"}
     config_file(folder / "small.py", values)

@@ -27,7 +27,7 @@ TEXTS = [
 
 
 def random_params(config: ModelConfig, vocab_size: int):
-    """Biases and LayerNorms away from zero and one, so that a swapped or forgotten one is seen."""
+    """Random parameters; biases and LayerNorms are not near 0 and 1, so that a swapped or forgotten one shows."""
     rng = np.random.default_rng(0)
     shapes = Architecture(config, vocab_size).shapes
 
@@ -60,7 +60,7 @@ def make_run(workdir, config=None, steps=(7,), params=None, kind="wordpiece"):
 
 
 def restored(workdir):
-    """What the newest checkpoint says, and its state."""
+    """What the newest checkpoint holds: the `Saved` record and the state."""
     origin = checkpoint.find(str(workdir))
     saved = checkpoint.read_saved(origin)
     architecture = Architecture(saved.config.model, tokenizer_lib.from_json(saved.tokenizer).vocab_size)

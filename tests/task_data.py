@@ -52,7 +52,7 @@ def make(folder: Path, kind: str) -> Path:
         rng, rows = np.random.default_rng(0), []
         for index, text in enumerate(texts):
             words = [word.strip(".,()") for word in text.split()]
-            # Articles are nothing to the measures.
+            # The measures ignore articles.
             words = [word for word in words if word.lower() not in ("", "a", "an", "the")][:3]
             word = words[rng.integers(len(words))]
             answers = [{"text": word, "answer_start": text.index(word)}] if index % 3 else []

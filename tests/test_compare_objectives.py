@@ -40,7 +40,7 @@ def test_the_interval_is_that_of_pairs_of_encoders_with_the_most_compute():
     assert compare_objectives.difference(rows(), "tied", "masked_lm") == expected(zip(one, other))
     without_pair = [found for found in rows() if (found["objective"], found["seed"]) != ("masked_lm", 2)]
     assert compare_objectives.difference(without_pair, "tied", "masked_lm") is None
-    # What has no fellow, and what one alone of all encoders came to, is left out.
+    # Left out: an encoder without a counterpart of the same seed, and compute that not all encoders have reached.
     more = [row("tied", 3, 2.0, [0.81]), row("masked_lm", 3, 2.0, [0.79]), row("masked_lm", 4, 2.0, [0.0])]
     more += [row("tied", 0, 6.0, [0.9]), row("masked_lm", 0, 6.0, [0.1])]
     found = compare_objectives.difference(rows() + more, "tied", "masked_lm")

@@ -70,7 +70,7 @@ def test_a_slice_with_parameters_spread_over_it(place):
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((place / "four.json").read_text())
     assert figures["chips"] == figures["devices"] == 4 and figures["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
-    assert sizes() / 4 < figures["hbm_bytes"]["parameters"] < sizes() / 2  # vectors are whole
+    assert sizes() / 4 < figures["hbm_bytes"]["parameters"] < sizes() / 2  # vectors are not split
     moved = figures["collectives"]
     # bfloat16: the kernels once for each pass; float32: every gradient.
     assert moved["all-gather"]["bytes"] + moved.get("collective-permute", {"bytes": 0})["bytes"] > sizes() / 2
@@ -86,7 +86,7 @@ def test_gradients_of_parts_of_a_batch_are_added_up_over_the_devices_once(place)
         done = compile_for(place, "v5e:2x2", f"--json=parts{parts}.json", accumulation)
         assert done.returncode == 0, done.stdout + done.stderr
         sent[parts] = json.loads((place / f"parts{parts}.json").read_text())["collectives"]["all-reduce"]["bytes"]
-    table = 4 * 512 * 16  # the word embeddings', which the compiler adds up for each part all the same
+    table = 4 * 512 * 16  # word embeddings: the compiler still sums their gradient once per part
     assert sizes() <= sent[1] < 1.5 * sizes()
     assert sent[4] < 1.5 * sizes() + 2 * 4 * table < 4 * sizes()
 
@@ -163,7 +163,7 @@ def test_what_the_chips_have_room_for(code):
     assert done.returncode == 0, done.stderr
 
 
-# 3 x 4 bytes a parameter are more than a chip has, whatever the batch.
+# So large that the state alone, 3 x 4 bytes a parameter, exceeds a chip's memory, whatever the batch.
 LARGE = [f"--config.model.{setting}" for setting in ("hidden_size=8192", "intermediate_size=32768")]
 
 
@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_one_line_and_status_3(place):
     assert float(overrun) == pytest.approx(float(needed) - 15.75, abs=0.02)
     model = {**VALUES["model"], "hidden_size": 8192, "intermediate_size": 32768}
     stored = 3 * sizes({**VALUES, "model": model}) / 2**30
-    # Besides what is stored, the gradients and the kernels in bfloat16 at the most, and little else.
+    # On top of what is stored come at most the gradients, the kernels in bfloat16, and little else.
     assert 15.75 < stored <= float(needed) <= 2 * stored
     for option in ("train.batch_size=16", "model.remat=", "gradient_accumulation_steps=2", "smaller train.batch_size"):
         assert option in done.stderr
@@ -228,7 +228,7 @@ def test_a_folder_that_is_not_there_is_said_before_compiling(place):
 
 
 def test_a_pass_that_sums_parts_wrongly_is_left_out():
-    """Where rows of a table are shared out and a batch is computed in parts, on a TPU; the compiler takes the option."""
+    """Only on a TPU that splits a table's rows and computes a batch in parts; the compiler accepts the option."""
     device = types.SimpleNamespace(platform="tpu", slice_index=0)
     meshes = {size: types.SimpleNamespace(devices=np.array([device]), shape={"tensor": size}) for size in (1, 2)}
     found = {(size, parts): partitioning.compiler_options(meshes[size], parts) for size in (1, 2) for parts in (1, 2)}
@@ -244,7 +244,7 @@ def test_topologies_by_name():
     assert topology.parse("v6e:1x1").describe()["chips_per_host_bounds"] == [1, 1, 1]
     with pytest.raises(UserError):
         topology.parse("4x4")
-    # Dense peaks that follow from the clock and the size of the matrix units: 128 x 128, four or eight of them.
+    # Dense peaks follow from the clock and the matrix units, counted here in units of 128 x 128.
     for kind, units in (("v4", 4), ("v5e", 4), ("v5p", 8), ("v6e", 16)):
         chip = topology.CHIPS[kind]
         assert np.isclose(chip.peak_flops, 2 * units * 128 * 128 * chip.clock, rtol=0.01), kind

@@ -69,7 +69,7 @@ BAD = [
 
 @pytest.mark.parametrize(("name", "text", "parts", "others"), [(*row[:3], row[3:]) for row in BAD])
 def test_bad_values_are_refused_by_name(name, text, parts, others):
-    """`others` make the value a bad one."""
+    """`others` are settings with which the value is invalid."""
     with pytest.raises(UserError) as caught:
         cli.load_config(str(ROOT / "configs/small.py"), [(name, text), *others])
     message = str(caught.value)

@@ -145,7 +145,7 @@ def test_a_process_that_cannot_join_is_an_error(place):
 
 
 def test_a_tpu_without_a_cluster_is_one_process():
-    """As in a notebook: said, not refused. Where the environment names several, it is refused."""
+    """As in a notebook: it says so and goes on alone. Where the environment names several hosts, it refuses to."""
     code = """
 import argparse
 from electra_jax import distributed
@@ -184,7 +184,7 @@ def test_a_setting_that_is_not_the_same_everywhere_is_named(monkeypatch):
 
 
 def test_what_fails_on_one_process_ends_all(monkeypatch):
-    """The one with its own error, the others with what they know of it; each comes to the same barrier."""
+    """The failed process ends with its own error, the others with one that names it; all come to the same barrier."""
     waited = []
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     monkeypatch.setattr(
@@ -206,7 +206,7 @@ def test_what_fails_on_one_process_ends_all(monkeypatch):
 
 
 def test_rows_need_not_be_one_block():
-    """A process whose devices hold rows apart from each other reads just those."""
+    """A process whose devices hold rows that are not adjacent reads only those."""
     import jax
     from jax.sharding import AxisType, Mesh
 
@@ -220,6 +220,6 @@ def test_rows_need_not_be_one_block():
     np.testing.assert_array_equal(placed, x)
     for shard in placed.addressable_shards:
         np.testing.assert_array_equal(shard.data, x[shard.index])
-    # Of two processes on such a mesh, the second's.
+    # The rows of the second of two processes on such a mesh.
     numbers = np.array([2, 3, 6, 7, 10, 11, 14, 15])
     assert partitioning.rows_of(x[numbers], numbers, np.array([10, 11])).tolist() == x[[10, 11]].tolist()

@@ -100,12 +100,12 @@ def test_each_kind_learns_and_transformers_says_the_same(place, kind, capsys):
     found = results(place, workdir)
     last = done.stdout.strip().splitlines()[-1]
     assert re.fullmatch(rf"test {found['metric']} \d\.\d{{4}}", last) and f"{found['mean']:.4f}" in last
-    # Above what no text at all would give: accuracy 0.5 of two labels, F1 0.67, a correlation of 0, spans of a word, no answer.
+    # Above what needs no reading: accuracy 0.5 with two labels, F1 0.67, correlation 0, one-word spans, never an answer.
     unanswered = np.mean([not row.get("answers") for row in lines(place / kind.replace(" ", "_") / "test.jsonl")])
     above = {"regression": 0.3, "tagging": 0.3, "question answering": unanswered + 0.1}.get(kind, 0.7)
     assert found["mean"] > above, last
 
-    # The model as transformers loads it, on the same ids: the same logits as predict goes by.
+    # As transformers loads it, the model gives, on the same ids, the logits that predict goes by.
     path = place / workdir / "model"
     kind_of, model, params = folder.read(path)
     theirs = getattr(transformers, f"AutoModelFor{TRANSFORMERS[kind]}").from_pretrained(path).eval()
@@ -125,7 +125,7 @@ def test_each_kind_learns_and_transformers_says_the_same(place, kind, capsys):
     if "classification" in kind or kind == "tagging":
         assert tuple(theirs.config.id2label.values()) == kind_of.task.labels
 
-    # predict says what finetune wrote down, from the file and by itself from the text.
+    # predict, reading the test file itself, says what finetune wrote to its file of predictions.
     said = predicted(capsys, path, place / kind.replace(" ", "_") / "test.jsonl")
     for one, other in zip(said, lines(place / workdir / "predictions-test.jsonl"), strict=True):
         for name in ("label", "tags", "answer"):
@@ -190,7 +190,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(place):
         "--init=pretrained",
     ]
     command += ["--workdir=stopped", *FAST, *flags]
-    # At its first step; and then as soon as there is an evaluation, which the rest has to know of.
+    # Stopped at its first step, and then right after an evaluation, which the resumed run has to know of.
     for number, status, part in ((signal.SIGTERM, 0, '"loss"'), (signal.SIGINT, 130, '"eval/')):
         process = subprocess.Popen(
             command, cwd=place, env=process_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -228,7 +228,7 @@ def test_a_seed_that_is_not_finite_is_repeated_or_ends_the_task(tiny_job, tmp_pa
 
 
 def test_a_signal_before_there_is_anything_to_save_ends_the_process_with_status_0(tmp_path):
-    """What launch scripts know a preempted run by."""
+    """By this the launch scripts recognise a preempted run."""
     code = (
         "import os, signal\nfrom electra_jax import cli\nsignal.signal(signal.SIGTERM, cli.end_at_once)\n"
         "os.kill(os.getpid(), signal.SIGTERM)\nraise AssertionError\n"
@@ -240,7 +240,7 @@ def test_a_signal_before_there_is_anything_to_save_ends_the_process_with_status_
 
 
 def test_what_was_found_out_before_a_stop_is_known(tiny_job, tmp_path):
-    """The best evaluation up to the checkpoint that is gone on from, and how many have come since."""
+    """The best evaluation up to the checkpoint that the run resumes from, and how many came after it."""
     found = {5: 0.2, 10: 0.5, 15: 0.3, 20: 0.4, 25: 0.6}
     task_data.write_lines(
         tmp_path / "metrics.jsonl", [{"step": n, "eval/spearman": value} for n, value in found.items()]
@@ -253,7 +253,7 @@ def test_what_was_found_out_before_a_stop_is_known(tiny_job, tmp_path):
 def test_weights_that_a_later_evaluation_surpassed_are_kept_until_no_run_goes_on_from_before(
     tiny_job, tmp_path, monkeypatch
 ):
-    """Killed between an evaluation and its checkpoint, and less good there when it went on: the best are those before."""
+    """Killed between an evaluation and its checkpoint, then worse there once resumed: the best weights are the earlier ones."""
     job = tiny_job(
         "regression", train={"epochs": 5.0, "hang_timeout": 0}, evaluation={"select": "best"},
         checkpoint={"save_interval_steps": 10, "save_interval_minutes": 0.0},
@@ -308,7 +308,7 @@ def test_seeds_that_end_before_they_have_learnt_are_named(tiny_job, tmp_path, fi
 
 @pytest.mark.slow
 def test_early_stopping_keeps_the_best(place):
-    """Once no evaluation is better than the best, the run ends before its last step, with the weights of that one."""
+    """After two evaluations that do not beat the best, the run ends before its last step, with the best one's weights."""
     done = finetune(
         place, "regression", "early", "--config.train.epochs=80", "--config.evaluation.patience=2",
         "--config.optimizer.learning_rate=1e-2", "--config.max_restarts=0", "--config.evaluation.interval_epochs=1.0",
@@ -340,7 +340,7 @@ def test_a_collapsed_run_is_repeated_with_another_seed(place):
 
 @pytest.fixture(scope="module")
 def tiny_job(place):
-    """A job to look into."""
+    """Makes jobs for tests to inspect."""
 
     def make(kind="classification", **sections):
         values = {"task": {"path": str(place / kind.replace(" ", "_")), "max_length": 32}, **sections}
@@ -352,10 +352,10 @@ def tiny_job(place):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_seeds_of_each_kind_are_kept_averaged_and_written(place, tiny_job, tmp_path, kind):
-    """Of random outputs, so that nothing is alike by having learnt the same."""
+    """With random outputs, so that nothing agrees just because two seeds learnt the same."""
     windows = {"max_query_length": 8, "doc_stride": 8} if kind == "question answering" else {}
     job = tiny_job(kind, task={"path": str(place / kind.replace(" ", "_")), "max_length": 32, **windows})
-    rng, axis = np.random.default_rng(0), 0 if windows else -1  # what probabilities sum to 1 over
+    rng, axis = np.random.default_rng(0), 0 if windows else -1  # the axis along which probabilities sum to 1
     done, workdir = [], epath.Path(tmp_path)
     for seed in range(2):
         outputs = {}
@@ -363,7 +363,7 @@ def test_seeds_of_each_kind_are_kept_averaged_and_written(place, tiny_job, tmp_p
             shapes = [() if job.kind.head == "sequence" else (len(f.input_ids),) for f in split.features]
             outputs[split.name] = [rng.normal(0, 3, (*shape, job.kind.num_outputs)) for shape in shapes]
             for output, feature in zip(outputs[split.name], split.features if windows else ()):
-                output[feature.target, (0, 1)] += 12  # answers, or no threshold would let any pass
+                output[feature.target, (0, 1)] += 12  # raised, or no answer would pass any threshold
         figures = {
             s.name: job.kind.figures(s.examples, job.kind.predictions(s.examples, s.features, outputs[s.name]))
             for s in job.splits
@@ -431,7 +431,7 @@ def test_what_a_task_asks_too_much_of_is_said(tiny_job, place):
 
 
 def test_layers_have_rates_of_their_own(tiny_job):
-    """Of the two rules, each counted from the head down (reference, 1.4 point 18)."""
+    """By each of the two rules; both count layers from the head down."""
     from electra_jax.training.optimizer import layer_rates
 
     for rule, powers in (("fixed", (1, 2, 3)), ("reference", (2, 3, 4))):
@@ -443,7 +443,7 @@ def test_layers_have_rates_of_their_own(tiny_job):
 
 
 def test_a_batch_of_padded_rows_has_the_loss_of_the_others(tiny_job):
-    """Rows without a feature weigh nothing, and padding, of rows and behind a text, changes nothing."""
+    """Rows without a feature have weight 0; padding, by whole rows or after a text, changes nothing."""
     from electra_jax.tasks import batches
 
     job = tiny_job("tagging")
@@ -484,7 +484,7 @@ def test_bad_input_is_one_line(place, monkeypatch, capsys, flags, message):
     monkeypatch.setattr(
         sys, "argv", ["finetune", CONFIG, task_of(place, "classification"), *FAST, "--workdir=bad", *flags]
     )
-    # What would stay in this process: how memory is kept, and a SIGTERM that ends it with status 0.
+    # Would outlast the test in this process: the memory settings, and a SIGTERM handler that exits with status 0.
     monkeypatch.setattr(finetune.memory, "set_up", lambda: None)
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -562,7 +562,7 @@ def test_recipes_are_the_references_and_reach_the_train_step(word, rate, decay, 
 
 @pytest.mark.parametrize("kind", ["classification", "tagging"])
 def test_dropout_before_the_head_is_a_setting_of_its_own(tiny_job, kind):
-    """On the first token's vector, or every one's; nothing else is dropped here."""
+    """It acts on the first token's vector, or on every token's; all other dropout is off here."""
     from electra_jax.models.noise import Noise
 
     outputs = []
@@ -674,7 +674,7 @@ def test_minimal_pairs(place, tmp_path):
     said = run_module("minimal_pairs", "--init=pretrained", str(tmp_path / "pairs.jsonl"), cwd=place)
     assert said.stdout.strip().endswith("accuracy 0.5000 of 2 pairs; chance is 0.5"), said.stderr
     assert re.search(r"a +1\.0000  of 1\n +b +0\.0000  of 1", said.stdout)
-    # What cannot be scored counts for nothing, and says so.
+    # Equal scores count as wrong, and pairs that are too long are left out; the command says both.
     pairs += [{"sentence_good": good, "sentence_bad": good}, {"sentence_good": "a " * 100, "sentence_bad": "b " * 100}]
     task_data.write_lines(tmp_path / "pairs.jsonl", pairs)
     said = run_module("minimal_pairs", "--init=pretrained", str(tmp_path / "pairs.jsonl"), cwd=place)
@@ -693,7 +693,7 @@ def test_minimal_pairs(place, tmp_path):
 
 @pytest.mark.slow
 def test_train_probes_a_task(place, corpus_file):
-    """The probe's figure is that of fine-tuning the checkpoint of its step, and the run itself is as without it."""
+    """The probe reports what fine-tuning its step's checkpoint gives, and does not change the run itself."""
     from conftest import SMALL, config_file
 
     config_file(place / "small.py", {**SMALL, "data": {**SMALL["data"], "source": str(corpus_file)}})
@@ -716,10 +716,10 @@ def test_train_probes_a_task(place, corpus_file):
     assert alone.returncode == 0, alone.stderr
     figures = results(place, "alone")["figures"]
     assert figures["validation"]["spearman"]["mean"] == pytest.approx(found[20], abs=1e-6)
-    # The controls: not the test set's, nor that of the other checkpoint.
+    # The controls: the figure is neither the test set's nor that of the other checkpoint.
     assert figures["test"]["spearman"]["mean"] != pytest.approx(found[20], abs=1e-4)
     assert found[10] != pytest.approx(found[20], abs=1e-4)
-    # What is misspelt is said before the data are looked at, whose preparation may take hours.
+    # A mistake in the probe's settings is reported before the data are prepared, which may take hours.
     early = [*flags, f"--config.probe.path={place / 'absent'}", "--config.data.source=nowhere/*.txt"]
     said = run_module("train", "--config=small.py", "--workdir=misspelt", *early, cwd=place)
     assert said.returncode == 2 and f"config.probe.config={place / 'probe.py'}: config.task.path=" in said.stderr
@@ -825,7 +825,7 @@ def test_predict_names_what_it_cannot_label(place, tiny_job, tmp_path):
 
 
 def test_predict_says_what_it_did_not_read_and_loses_nothing(place, tiny_job, tmp_path, capsys):
-    """Words in a field of another name from standard input, after a byte order mark; cut texts; files that cannot be."""
+    """Words from standard input after a byte order mark, with another field name; texts that are cut; unusable files."""
     from electra_jax.tasks.folder import write
 
     job = tiny_job("tagging", task={"path": str(place / "tagging"), "text": "tokens|words", "max_length": 32})
@@ -865,7 +865,7 @@ def test_a_reader_that_leaves_is_no_error(place, tiny_job, tmp_path):
 
 
 def test_predict_reads_squads_own_file(place, tiny_job, tmp_path, capsys):
-    """The same answers as for the same questions a line each, under their own names."""
+    """It gives the same answers, under the same ids, as for these questions written one per line."""
     from electra_jax.tasks.folder import write
 
     sizes = {"max_length": 32, "max_query_length": 8, "doc_stride": 8}

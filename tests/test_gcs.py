@@ -32,7 +32,7 @@ class Bucket:
 
     def __init__(self, port: int):
         self.address = f"http://localhost:{port}"
-        # TensorFlow, which is installed here, knows no other address than Google's: nothing is to ask it for gs:// paths.
+        # TensorFlow, which is installed here, knows no address but Google's, so nothing may use it for gs:// paths.
         self.env = {"STORAGE_EMULATOR_HOST": self.address, "TENSORSTORE_GCS_HTTP_URL": self.address,
                     "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.address, "GOOGLE_CLOUD_PROJECT": "p"}  # fmt: skip
 
@@ -107,7 +107,7 @@ def test_a_run_in_a_bucket_is_preempted_resumed_evaluated_and_exported(place, he
     output = process.communicate(timeout=120)[0]
     step = re.search(r"preempted at step (\d+)", output).group(1)
     assert process.returncode == 0 and f"runs/there/checkpoints/{step}/commit_success.txt" in bucket.names(), output
-    # A bucket cannot rename: the folder of a save that was killed has the name of a whole one, but not Orbax's mark.
+    # Buckets cannot rename: a save that was killed leaves a folder with its final name, but without Orbax's marker file.
     bucket.write(f"runs/there/checkpoints/{int(step) + 1}/params/x", b"x")
     again = run_module("train", "--config=small.py", there, cwd=place, env=bucket.env)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -128,7 +128,7 @@ def test_a_run_in_a_bucket_is_preempted_resumed_evaluated_and_exported(place, he
 
 
 def test_fine_tuning_in_a_bucket(place, here, bucket):
-    """A second seed joins the first, and all is as on this machine, the model's folder too."""
+    """A second seed is added to the first, and all files, the model's folder included, are as on local disk."""
     task_data.make(place / "task", "classification")
     command = ["finetune", f"--config={ROOT / 'configs' / 'finetune' / 'jsonl.py'}", "--config.task.path=task",
                f"--init={here}", "--config.task.max_length=32", "--config.train.epochs=1.0", "--config.max_restarts=0"]  # fmt: skip
@@ -139,7 +139,9 @@ def test_fine_tuning_in_a_bucket(place, here, bucket):
             *command, "--workdir=gs://bucket/tuned", f"--config.seeds={seeds}", cwd=place, env=bucket.env
         )
         assert there.returncode == 0, there.stderr
-    assert there.stdout.count("validation accuracy") == local.stdout.count("validation accuracy") - 1  # of one seed
+    assert (
+        there.stdout.count("validation accuracy") == local.stdout.count("validation accuracy") - 1
+    )  # one seed was done already
     assert there.stdout.splitlines()[-1] == local.stdout.splitlines()[-1]
     assert (
         json.loads(bucket.read("tuned/results.json"))["values"]
@@ -163,7 +165,7 @@ def test_buckets_that_cannot_be_used(place, bucket, workdir, part):
 
 
 def test_a_bucket_that_cannot_be_reached_is_worth_another_try():
-    """Not those that were reached and said no; the errors are those of the libraries, of real connections where it can be."""
+    """One that was reached and refused is not. The errors are the libraries' own, from real connections where possible."""
 
     async def get(address: str) -> None:
         async with aiohttp.ClientSession() as session, session.get(address):
@@ -187,7 +189,7 @@ def test_a_bucket_that_cannot_be_reached_is_worth_another_try():
 
 
 def test_text_and_records_in_a_bucket(place, bucket, corpus_file):
-    """Sources of each kind there, records written there and read from there: what a run on local disk has."""
+    """Reads text of each kind from the bucket, and writes and reads records there: the same figures as on local disk."""
     texts = corpus_file.read_text().split("\n\n")
     table = pyarrow.table({"text": texts[200:]})
     buffer = pyarrow.BufferOutputStream()
@@ -231,7 +233,7 @@ def test_text_and_records_in_a_bucket(place, bucket, corpus_file):
 
 
 def test_data_sets_in_a_bucket(place, bucket, corpus_file):
-    """Of Hugging Face and of TFDS, in both its formats, read where they lie."""
+    """Of Hugging Face and of TFDS (in both its formats), read directly from the bucket."""
     import datasets
     import tensorflow_datasets as tfds
 

@@ -1,4 +1,4 @@
-"""What can be known of GPUs without one: the step lowers for CUDA, and when cuDNN's attention is chosen."""
+"""What can be tested for GPUs without one: that the step lowers for CUDA, and when cuDNN's attention is chosen."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ def test_the_step_lowers_for_cuda(prepared, mesh):
     batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(setup.mesh, partitioning.BATCH))
     exported = jax.export.export(setup.train_step, platforms=["cuda"])(setup.abstract, batch)
     assert exported.platforms == ("cuda",) and exported.nr_devices == np.prod(mesh)
-    # Rows in order for products, and the barrier before that, are for the CPU alone.
+    # Transposing to row-major order for products, and the barrier before it, are for the CPU alone.
     allowed = [jax.export.DisabledSafetyCheck.custom_call("LayoutConstraint")]
     on_cpu = jax.export.export(setup.train_step, platforms=["cpu"], disabled_checks=allowed)(setup.abstract, batch)
     for part in ("optimization_barrier", *(["LayoutConstraint"] if np.prod(mesh) == 1 else [])):
@@ -36,7 +36,7 @@ def test_the_step_lowers_for_cuda(prepared, mesh):
 
 
 def test_fused_attention_equals_the_reference():
-    """The call that cuDNN gets, computed by XLA; gradients too. Segments, and padding."""
+    """The call that is made for cuDNN, computed by XLA: values and gradients, with several segments and padding."""
     q, k, v, g = (jax.random.normal(jax.random.key(i), (2, 16, 2, 8)) for i in range(4))
     segments = jnp.asarray([[1] * 5 + [2] * 7 + [0] * 4, [1] * 16])
     ours, pull = jax.vjp(lambda *projected: attention(jnp.stack(projected), segments, 0.0, None), q, k, v)
@@ -77,7 +77,9 @@ def test_cudnn_is_not_chosen_without_it():
     """Without a GPU the probe itself says no; a program that asked for it all the same could not be lowered."""
     assert choose_attention(FITS, GPU) == "reference"
     tower = FITS.model.discriminator
-    assert compiles_fused(tower, 16, "xla") and not compiles_fused(tower, 16, "cudnn")  # what it compiles is no mistake
+    assert compiles_fused(tower, 16, "xla") and not compiles_fused(
+        tower, 16, "cudnn"
+    )  # the control: its program compiles
     x = jnp.ones((3, 1, 64, 1, 64), jnp.bfloat16)
     with pytest.raises(RuntimeError, match="cuDNN is not detected"):
         attention(x, jnp.ones((1, 64), jnp.int32), 0.0, None, "cudnn")

@@ -1,4 +1,4 @@
-"""Backward passes that are written out, against what is derived and against NumPy, as CPUs and accelerators take them."""
+"""Hand-written backward passes, in the versions for CPUs and accelerators, against automatic differentiation and NumPy."""
 
 import math
 
@@ -28,7 +28,7 @@ def normals(*shapes):
 
 
 def assert_same(function, derived, inputs, gradient, tolerance=1e-5):
-    """Values and gradients of `function` are those of `derived`, and not those of another gradient."""
+    """Values and gradients of `function` are those of `derived`; as a control, not those for another incoming gradient."""
     value, pull = jax.vjp(function, *inputs)
     expected, derived_pull = jax.vjp(derived, *inputs)
     for found, wanted in zip([value, *pull(gradient)], [expected, *derived_pull(gradient)], strict=True):

@@ -144,7 +144,7 @@ def hub():
     made.server.shutdown()
 
 
-# Of the discriminator, which a generator does not tell.
+# The discriminator's sizes, which a generator's files do not give.
 SIZES = [f"--config.model.{name}" for name in (
     "hidden_size=32", "num_attention_heads=2", "intermediate_size=64", "num_hidden_layers=2"
 )]  # fmt: skip

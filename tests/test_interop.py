@@ -1,4 +1,4 @@
-"""Hugging Face folders, out and in: the same numbers there, the same bits back, and damage told apart."""
+"""Hugging Face folders, exported and imported: the same numbers there, the same bits back, and clear errors for damage."""
 
 import dataclasses
 import json
@@ -110,13 +110,13 @@ def test_text_after_a_mask_has_the_ids_of_training(kind, embedded_texts, tmp_pat
     theirs, mask = transformers.AutoTokenizer.from_pretrained(tmp_path), made.special.mask
     for before, after in (("la ", "."), ("the city", " of the"), ("It ", ", which"), ("a", " b ")):
         one, whole = (made.encode_batch([text])[0].tolist() for text in (before.rstrip(), before.rstrip() + after))
-        assert whole[: len(one)] == one  # nothing is merged over the place of the mask
+        assert whole[: len(one)] == one  # no token spans the place of the mask
         expected = [made.special.cls, *one, mask, *whole[len(one) :], made.special.sep]
         assert theirs(f"{before}[MASK]{after}")["input_ids"] == expected, (before, after)
 
 
 def test_tokenizers_by_other_rules_are_refused(embedded_texts, tmp_path):
-    """Their ids would be others than those the model was trained on."""
+    """Their ids would differ from those the model was trained on."""
     made = tokenizer_lib.train(TokenizerConfig(vocab_size=900), embedded_texts)
     tokenizer_files.write(made, tmp_path, 128)
     config, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("tokenizer_config", "tokenizer"))
@@ -127,7 +127,7 @@ def test_tokenizers_by_other_rules_are_refused(embedded_texts, tmp_path):
         return tokenizer_files.read(tmp_path, TokenizerConfig())
 
     assert tokenizer_lib.digest(read(config, whole)) == tokenizer_lib.digest(made)
-    # Cut and padded by their file, and with a class that says nothing: still the same ids.
+    # Accepted: a file that also cuts and pads, and a class that says nothing. The ids stay the same.
     padded = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
               "pad_token": "[PAD]"}  # fmt: skip
     cut = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
@@ -191,7 +191,7 @@ def test_export_import_and_export_again(kind, tmp_path, capsys):
         '"disc_weight": 50.0',
     ):
         assert expected in card
-    # What it was trained on, not the positions that there are.
+    # The length it was trained on, not its number of positions.
     assert json.loads((tmp_path / "out2" / part / "tokenizer_config.json").read_text())["model_max_length"] == 32
     assert json.loads((tmp_path / "out2" / part / "config.json").read_text())["max_position_embeddings"] > 32
     export.main([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'first'}", "--step=0"])
@@ -210,7 +210,7 @@ def test_it_loads_the_way_its_users_load_it(tmp_path):
         model, loading = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
         assert isinstance(model, transformers.ElectraModel)
         assert not loading["missing_keys"]
-        assert all(name.startswith(heads) for name in loading["unexpected_keys"])  # the heads that a body has not
+        assert all(name.startswith(heads) for name in loading["unexpected_keys"])  # heads, which a bare encoder lacks
     classifier, loading = transformers.ElectraForSequenceClassification.from_pretrained(disc, output_loading_info=True)
     assert {name.split(".")[0] for name in loading["missing_keys"]} == {"classifier"}
     assert not [name for name in loading["unexpected_keys"] if not name.startswith(heads)]
@@ -230,13 +230,13 @@ def test_export_needs_neither_torch_nor_transformers(tmp_path):
     command = f"{blocked} from electra_jax import export; export.main({arguments!r})"
     subprocess.run([sys.executable, "-c", command], check=True, env=process_env(), cwd=tmp_path, capture_output=True)
     assert (tmp_path / "out" / "generator" / "model.safetensors").is_file()
-    command = f"{blocked} import torch"  # the block blocks
+    command = f"{blocked} import torch"  # the control: the import is blocked
     assert subprocess.run([sys.executable, "-c", command], capture_output=True).returncode
 
 
 @pytest.mark.parametrize("towers", ["tied", "masked_lm", "uniform_generator"])
 def test_variants(towers, tmp_path, capsys):
-    """What a variant has is exported, and computes there what it computes here."""
+    """The towers that a variant has are exported, and give the same in transformers as here."""
     config = small_config(model={"towers": towers})
     params = make_run(tmp_path / "run", config, steps=(0,))
     export.main([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"])
@@ -349,7 +349,7 @@ def test_figures_that_were_not_finite_and_a_torn_line(tmp_path):
 
 
 def test_a_directory_may_be_called_as_a_step_of_another(tmp_path):
-    """A branch from step 3, say: by its own name it is itself, and `--step` is never read out of a name."""
+    """Such as a branch from step 3: where `run@3` exists, the name means that directory, and `--step` is never read from a name."""
     make_run(tmp_path / "run", steps=(3,))
     make_run(tmp_path / "run@3", steps=(5,))
     assert checkpoint.find(str(tmp_path / "run@3")).path == tmp_path / "run@3" / "checkpoints" / "5"
@@ -377,13 +377,13 @@ def test_the_tokens_that_were_read_are_of_every_length(step, sequences, tokens):
 
 
 def test_every_setting_of_the_model_is_exported_or_refused():
-    """A new one must be added to those that the export expresses, or be refused where it is not at its default."""
+    """A new setting must either be expressed by the export, or be refused where it is not at its default."""
     huggingface.refuse_inexpressible(SIZES["base"])
     made = dataclasses.make_dataclass("Extended", [("rotary", bool, False)], bases=(ModelConfig,), frozen=True)
     huggingface.refuse_inexpressible(made())
     with pytest.raises(UserError, match="config.model.rotary=True: Hugging Face's ELECTRA cannot express it"):
         huggingface.refuse_inexpressible(made(rotary=True))
-    for field in dataclasses.fields(ModelConfig):  # how it was computed makes no other model
+    for field in dataclasses.fields(ModelConfig):  # how a model is computed does not change it
         if field.metadata["on_resume"] == FREE:
             for value in typing.get_args(typing.get_type_hints(ModelConfig)[field.name]):
                 huggingface.refuse_inexpressible(ModelConfig(**{field.name: value}))
@@ -458,7 +458,7 @@ def not_finite(folder):
 
 
 class Runs:
-    """What a malicious pickle does when it is loaded as one."""
+    """Pickles into code that runs on loading, as in a malicious file."""
 
     def __reduce__(self):
         return (open, (str(os.environ["ELECTRA_JAX_MARKER"]), "w"))

@@ -26,7 +26,7 @@ TPU = [
     "--config=configs/small.py",
 ]
 
-# Writes its arguments down, one JSON list a call, and answers with the first rule that its command line matches.
+# Records its arguments, one JSON list per call, and answers by the first rule that matches its command line.
 STAND_IN = """#!{python}
 import json, os, pathlib, sys
 place = pathlib.Path(__file__).parent
@@ -77,7 +77,7 @@ class Place:
         self.answer()
 
     def answer(self, **rules: list[str]) -> None:
-        """What the stand-ins say: by a part of the command line, answers in turn; the last one stays."""
+        """Sets what the stand-ins say: for each part of a command line, the answers in turn, the last one from then on."""
         usual = {
             "get-value project": ["my-project"], "buckets describe": ["US-CENTRAL1"], "queued-resources describe": ["ACTIVE"],
             "get nodes": ["node/a"], "driver_version": ["580.65.06"],
@@ -156,7 +156,7 @@ def test_a_tpu_vm_is_made_set_up_and_started(place):
     )
     assert words.stdout.splitlines()[-1] == "--config.data.source=corpus/*.txt"
     place.answer()
-    again = place.run("tpu_vm.sh", "start", *TPU)  # after a stop: with what is there
+    again = place.run("tpu_vm.sh", "start", *TPU)  # after a stop: on the VM that is there
     assert again.returncode == 0 and not any("create" in call for call in place.calls)
     for action, part in (("status", "is-active"), ("logs", "tail -n 100 -F"), ("stop", "systemctl stop electra_jax")):
         place.answer()
@@ -168,7 +168,7 @@ def test_a_tpu_vm_is_made_set_up_and_started(place):
 
 
 def test_how_a_run_on_a_slice_ended_is_read_from_its_log(place, tmp_path):
-    """What is asked of host 0, run here: lines as `electra_jax` prints them, and what systemd says."""
+    """The command meant for host 0 is run here, on lines as `electra_jax` prints them and with a stand-in for systemctl."""
     place.answer(**{"is-active --quiet": ["finished"]})
     assert place.run("tpu_pod.sh", "watch", *TPU, "--poll=0").returncode == 0
     (asked,) = {command for command in commands(place) if "is-active --quiet" in command}
@@ -224,7 +224,7 @@ def test_a_spot_slice_is_made_again_and_the_run_goes_on(place):
     failed = place.run("tpu_pod.sh", "watch", *TPU, "--poll=0")
     assert failed.returncode == 2 and "has failed 4 times without a checkpoint" in failed.stderr  # not for ever
     assert sum("systemd-run" in " ".join(call) for call in place.calls) == 3
-    # Nor where it runs for a while each time; but where it gets on.
+    # The same if it runs for a while each time, but not if there are new checkpoints.
     place.answer(
         **{"is-active --quiet": ["running", "failed"] * 9, "storage ls": ["gs://b/runs/mine/checkpoints/500/"]}
     )
@@ -260,7 +260,7 @@ def test_start_of_a_spot_slice_watches_by_itself(place):
             break
         time.sleep(0.05)
     assert "charged for until" in log.read_text()
-    # What an earlier run left there is no answer to this `start`: its code and arguments go to the hosts first.
+    # That an earlier run finished there does not count for this `start`: its code and arguments go to the hosts first.
     calls = [" ".join(call) for call in place.calls]
     assert [part for line in calls for part in ("scp", "systemd-run") if part in line] == ["scp", "systemd-run"]
     place.answer()
@@ -327,7 +327,7 @@ def test_a_pod_that_is_preempted_fails_so_that_the_set_starts_again(place, tmp_p
     assert running.wait(30) == 75
     assert start('print("finished at step 20")').wait(30) == 0
     assert start("raise SystemExit(2)").wait(30) == 2
-    # Others wait for what the pod that failed says.
+    # A pod that ends because another failed waits, so that the other's status is seen first.
     begin = time.monotonic()
     assert start("raise SystemExit(75)").wait(60) == 75 and time.monotonic() - begin > 15
 
@@ -358,7 +358,7 @@ def test_a_slurm_job_is_submitted_and_requeued(place, tmp_path):
     (place.bin / "srun").rename(place.bin / "srun.recorder")
 
     def turn(says: str, status: int = 0, does: str = ":") -> list[list[str]]:
-        """The job, with tasks that say something and end."""
+        """Runs the job with tasks that say and do this, then end with `status`; returns the commands called."""
         place.answer()
         (place.bin / "srun").write_text(f"#!/bin/sh\necho {says!r} >> {log}\n{does}\nexit {status}\n")
         (place.bin / "srun").chmod(0o755)
@@ -369,7 +369,7 @@ def test_a_slurm_job_is_submitted_and_requeued(place, tmp_path):
     assert turn("preempted at step 9; saved") == [requeue]
     assert turn("finished at step 20") == []
     assert turn("a traceback", 3) == []
-    place.answer(**{"scancel --signal": ["exit 1"]})  # as of a job that waits
+    place.answer(**{"scancel --signal": ["exit 1"]})  # as for a pending job
     stop = place.run("slurm.sh", "stop", f"--workdir={run}")
     assert stop.returncode == 0
     assert place.calls == [["scancel", "--state=PENDING", "4711"], ["scancel", "--signal=TERM", "4711"]]
@@ -420,7 +420,7 @@ def test_a_run_on_this_machines_gpus(place, corpus_file, request):
     older = place.run(
         "gpu.sh", "start", "--workdir=older", "--config=mine.py", "--dry_run", f"--python={sys.executable}"
     )
-    assert "[cuda]" in older.stdout.replace("\\", "")  # it asks nothing
+    assert "[cuda]" in older.stdout.replace("\\", "")  # a dry run does not ask for the driver
     done = place.run("gpu.sh", "start", "--workdir=older", "--config=mine.py", f"--python={sys.executable}")
     assert f"--editable {place.root}[cuda12]" in done.stdout.replace("\\", "")
     assert place.run("gpu.sh", "stop", "--workdir=older").returncode == 0

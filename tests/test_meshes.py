@@ -1,4 +1,4 @@
-"""The step on meshes of eight simulated devices: the same numbers, laid out by the rules, moving what it has to."""
+"""The step on meshes of eight simulated devices: the same numbers, laid out by the rules, and no needless communication."""
 
 import os
 import re
@@ -57,7 +57,7 @@ def gradients_of(config, prepared):
 
 @pytest.fixture(scope="module")
 def plain(prepared):
-    """One device, no loop over parts, nothing computed again."""
+    """One device, without accumulation or rematerialisation."""
     return gradients_of(on_mesh((1, 1, 1), model=MODEL, train={"batch_size": 16}), prepared)
 
 
@@ -85,9 +85,9 @@ def test_the_comparison_can_fail(prepared, plain):
 
 
 def test_every_leaf_is_laid_out_by_the_rules():
-    """Base on 2 x 2 x 2, a line a parameter; Adam's moments like the parameters.
+    """Base on 2 x 2 x 2, a line per parameter; Adam's moments are laid out like the parameters.
 
-    A change of the rules changes this table: ELECTRA_JAX_WRITE_GOLDEN=1 writes it anew, to be read before it is kept.
+    A change of the rules changes this table: ELECTRA_JAX_WRITE_GOLDEN=1 rewrites it; read the changes before keeping them.
     """
     config = cli.load_config(str(ROOT / "configs" / "base.py"), [])
     mesh = partitioning.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
@@ -146,17 +146,17 @@ def sizes(prepared) -> dict[str, int]:
 
 
 def test_collectives_move_what_they_have_to(programs, prepared):
-    """Bytes of a step, from parameters x 4 bytes (this is float32); the ranges leave room for scalars.
+    """Bytes moved per step, worked out from 4 bytes a parameter (this is float32); the ranges leave room for scalars.
 
-    data: every gradient is summed once, on the CPU those of the tables once for each of three uses (the TPU's compiler
-      adds first). The histogram of scores comes on top.
-    fsdp: kernels are put together for the forward and again for the backward pass, tables once. XLA on the CPU sums
+    data: every gradient is summed once; on the CPU, those of the tables are summed once for each of their three uses (the
+      TPU's compiler adds the three up first). The histogram of scores comes on top.
+    fsdp: kernels are gathered for the forward pass and again for the backward pass, tables once. XLA on the CPU sums
       whole gradients and keeps a part of them (`all-reduce`). The TPU compiler does the same with small kernels, even
-      where the program says `psum_scatter` (tried with libtpu 0.0.50); from its threshold for windowed einsums on it
+      where the program says `psum_scatter` (tried with libtpu 0.0.50); above its threshold for windowed einsums it
       sends pieces round a ring during the product (`collective-permute`), which moves half as much.
-    tensor: kernels are shared by 2 or 4, but activations come on top: an all-reduce of [B, L, D] for each product that
-      sums over shared heads or features, 2 forward and 4 backward (query, key and value apart) in every layer of both
-      towers; about as much is gathered by the generator, whose two heads four devices cannot share.
+    tensor: kernels are split over 2 or 4 devices, but activations come on top: an all-reduce of [B, L, D] for each product
+      that sums over split heads or features, 2 forward and 4 backward (query, key and value apart) in every layer of both
+      towers. About as much is gathered for the generator, whose two heads cannot be split over four devices.
     """
     size, histogram = sizes(prepared), 2 * AUC_BINS * 4
     summed = size["all"] + 2 * size["tables"] + histogram
@@ -183,7 +183,7 @@ def test_collectives_move_what_they_have_to(programs, prepared):
 
 
 def shapes(text: str) -> set[tuple[int, ...]]:
-    """Of every array in a program."""
+    """The shape of every array in a program."""
     return {tuple(int(n) for n in dims.split(",")) for dims in re.findall(r"\b[a-z]+\d*\[([\d,]+)\]", text)}
 
 
@@ -209,7 +209,7 @@ def test_no_device_holds_the_logits_of_the_whole_batch(programs, prepared, mesh)
     [(16, ("data", "fsdp", "tensor")), (4 * 19, ("data", "fsdp")), (2 * 19, ("data",)), (19, None)],
 )
 def test_a_dimension_is_spread_over_as_many_axes_as_divide_it(rows, expected):
-    """Not over none where the last one does not: the rows of a batch's masked tokens need not be a multiple of `tensor`."""
+    """If the last axis does not divide it, the others still count: a batch's masked tokens need not be a multiple of `tensor`."""
     mesh = partitioning.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices()[:8])
 
     @jax.jit

@@ -125,7 +125,7 @@ def test_attention_never_crosses_documents(params):
     batch = read_layout(jnp.asarray(PACKED[:1]), jnp.arange(1), IDS)
     x = jax.random.normal(jax.random.key(1), (1, 17, 16))
 
-    # One output after the other: jax 0.10.2 on a CPU gets a vmap over this vjp, and so jacrev, wrong.
+    # One output at a time: jax 0.10.2 on a CPU gives wrong results for a vmap over this vjp, and so for jacrev.
     @jax.jit
     def gradient(x, position):
         encoder = ARCHITECTURE.merge(params).discriminator.encoder
@@ -154,7 +154,7 @@ def test_padded_vocabulary_is_never_predicted(params):
 
 
 def test_what_is_computed_again(params):
-    """Products of a step, counted in the program: `dots` computes scores again and no other, `full` all of a layer."""
+    """Counts the products in the program: `dots` computes only the attention scores again, `full` all products of a layer."""
     noise = Noise(jax.random.bits(jax.random.key(5), (2, 2)))
     counts = {}
     for remat in ("none", "dots", "full"):
@@ -226,7 +226,7 @@ def test_layer_norm_against_float64(mean):
     exact = x.astype(np.float64) - x.astype(np.float64).mean(-1, keepdims=True)
     exact /= exact.std(-1, keepdims=True)
     np.testing.assert_allclose(norm(jnp.asarray(x)), exact, atol=2e-3 if mean else 2e-6)
-    assert np.isfinite(norm(jnp.full((1, 256), 7.3))).all()  # no variance, and none below zero by rounding
+    assert np.isfinite(norm(jnp.full((1, 256), 7.3))).all()  # variance 0, which rounding must not make negative
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
@@ -248,7 +248,7 @@ def test_rematerialisation_changes_nothing(params, remat):
 
 @pytest.mark.parametrize("rates", [{"hidden_dropout_prob": 0.5}, {"attention_probs_dropout_prob": 0.5}])
 def test_dropout_acts_in_every_layer(params, rates):
-    """With one of the two rates at zero, and noise for the layers alone, each layer still changes what it gets."""
+    """With one of the two rates at zero, and noise given only to the layers, dropout still changes each layer's output."""
     off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     architecture = Architecture(dataclasses.replace(CONFIG, **{**off, **rates}), VOCAB)
     encoder = architecture.merge(params).discriminator.encoder
@@ -275,7 +275,7 @@ def test_dropout_acts_in_every_layer(params, rates):
 
 
 def test_the_sublayers_drop_apart(params):
-    """Attention's weights, what follows attention and what follows the feed-forward network do not share their draws."""
+    """Dropout on attention's weights, after attention and after the feed-forward network uses separate draws."""
     config = dataclasses.replace(CONFIG, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
     encoder = Architecture(config, VOCAB).merge(params).discriminator.encoder
     graph, stacked = nnx.split(encoder.layers)

@@ -73,7 +73,7 @@ def test_an_example_does_not_depend_on_its_batch():
 
 
 def test_the_mean_stays_in_bfloat16():
-    """The factor is not rounded to the few bits of what it multiplies (1 / 0.9 would be 1.1094)."""
+    """The scaling factor is not rounded to bfloat16, as what it multiplies is (1 / 0.9 would become 1.1094)."""
     x = jax.random.normal(jax.random.key(0), (64, 16_384)).astype(jnp.bfloat16)
     kept = np.asarray(dropout(x, 0.1, noise(64)), np.float64)
     ratio = kept[kept != 0].sum() / np.asarray(x, np.float64)[kept != 0].sum()

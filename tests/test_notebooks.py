@@ -19,19 +19,19 @@ SMALL = {"STEPS": 24, "SEEDS": 2, "ARTICLES": 400}
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A clone, as far as the notebooks see it; the last one uses what the first one made."""
+    """As much of a clone as the notebooks need, shared by all: the last one uses what the first one made."""
     folder = tmp_path_factory.mktemp("notebooks")
     shutil.copytree(ROOT / "configs", folder / "configs")
     return folder
 
 
 def execute(path: Path, place: Path) -> list[str]:
-    """Runs a notebook; what each cell of code printed. A cell that raises ends it."""
+    """Runs a notebook; returns what each code cell printed. A cell that raises ends the run."""
     notebook = nbformat.read(path, as_version=4)
     (settings,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
     names = re.findall(r"^(\w+) =", settings.source, re.M)
     settings.source = "\n".join(f"{name} = {SMALL[name]}" for name in names)
-    for cell in notebook.cells:  # no seed learns anything in so few steps, and none is to be repeated for it
+    for cell in notebook.cells:  # no seed learns anything in so few steps: none is restarted for that
         cell.source = cell.source.replace("electra_jax.finetune ", "electra_jax.finetune --config.max_restarts=0 ")
     own = os.environ.copy()
     path_of_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -47,7 +47,7 @@ def execute(path: Path, place: Path) -> list[str]:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             printed.append("".join(output.get("text", "") or str(output.get("data", "")) for output in cell.outputs))
-            # What a shell command fails with does not raise.
+            # A shell command that fails does not raise.
             assert not re.search(r"^error: |Traceback|rror:", printed[-1], re.M), printed[-1]
     return printed
 
@@ -69,7 +69,7 @@ def test_your_own_corpus(place):
     assert "▁Paris" in printed[8] and re.search(r"\(1, \d+, 128\)", printed[8])
     assert len(re.findall(r"'[^']+'", printed[9].replace("text/plain", ""))) >= 5
     (there,) = re.findall(r"```python\n(# french.py.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert (place / "french.py").read_text().rstrip() == there.rstrip()  # one journey, told twice
+    assert (place / "french.py").read_text().rstrip() == there.rstrip()  # the README has the same script
     card = (place / "french-electra" / "discriminator" / "README.md").read_text()
     assert "language: fr" in card.replace("- fr", "language: fr")
 
@@ -87,7 +87,7 @@ def test_finetune_and_export(place):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_what_is_committed(path):
-    """Opens in Colab by its own badge; of what cells gave, only the pictures are kept."""
+    """The badge opens this very notebook in Colab; of the cells' outputs only pictures and HTML are kept."""
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     badge = f"colab.research.google.com/github/OWNER/electra_jax/blob/main/notebooks/{path.name}"

@@ -178,7 +178,7 @@ def test_samples_on_accelerators_are_those_of_the_cpu(request, monkeypatch, at_o
     on_cpu = np.asarray(jax.jit(sampling.sample)(logits, draws))
     request.getfixturevalue("as_on_accelerators")
     elsewhere = np.asarray(jax.jit(lambda *x: sampling.sample(*x))(logits, draws))
-    assert (on_cpu == elsewhere).mean() > 0.999  # but for draws that fall on an edge, to rounding
+    assert (on_cpu == elsewhere).mean() > 0.999  # except where rounding moves a draw across an edge
     assert (on_cpu == np.asarray(sampling.sample(logits, draws[::-1]))).mean() < 0.5
 
 
@@ -223,7 +223,7 @@ def test_labels_and_terms():
     masked = mask(batch)
     rows = np.arange(8)[:, None]
     original = np.asarray(batch.input_ids)[rows, masked.positions]
-    sampled = np.where(np.arange(original.shape[1]) % 2, original, 7)  # every second sample is lucky
+    sampled = np.where(np.arange(original.shape[1]) % 2, original, 7)  # every second sample is the original token
     params, terms = terms_of(batch, masked, jnp.asarray(sampled))
 
     corrupted = np.asarray(batch.input_ids).copy()

@@ -98,7 +98,7 @@ def test_two_segments_follow_the_references_rules():
 
 
 def test_two_segments_of_lines_of_one_token():
-    """Where each example begins, ends and is split is known to the token then: nothing is lost but what overflows."""
+    """Then it is known to the token where each example begins, ends and is split: only what overflows is lost."""
     length, lines = 64, 600
     document = [np.asarray([5 + i], np.int32) for i in range(lines)]
     records = np.asarray(list(two_segments([document] * 300, length, SPECIAL)))
@@ -110,7 +110,7 @@ def test_two_segments_of_lines_of_one_token():
     assert is_first.sum() == 300 and taken.min() > 0 and taken[~is_last].max() == length
     for text, start, count, ends in zip(texts, starts, taken, separators, strict=True):
         np.testing.assert_array_equal(text, 5 + start + np.arange(min(count, length - 1 - ends)))
-    # The target of an example is what it took, but for a document's last.
+    # An example takes as many tokens as its target length, except for a document's last.
     assert (taken[is_first] == length).all()
     middle = taken[~is_first & ~is_last]
     shorter = middle[middle < length]
@@ -121,7 +121,7 @@ def test_two_segments_of_lines_of_one_token():
     half = (length - 3) // 2
     assert {*first.tolist()} == {half - 1, half} and 0.45 < (
         first == half
-    ).mean() < 0.55  # the line at the middle: a coin
+    ).mean() < 0.55  # the line at the middle goes to either segment, by a coin
 
 
 def test_two_segments_keep_the_order_of_the_text():

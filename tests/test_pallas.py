@@ -1,4 +1,4 @@
-"""The TPU's attention kernel, interpreted: what the reference gives, with the very same dropout, on any mesh."""
+"""The TPU's attention kernel, in interpret mode: it gives what the reference gives, with the same dropout, on any mesh."""
 
 from types import SimpleNamespace
 
@@ -21,8 +21,8 @@ from electra_jax.training.setup import choose_attention
 from electra_jax.training.step import example_of, loss_and_gradients
 
 TPU = SimpleNamespace(platform="tpu", device_kind="a TPU")
-# Two heads side by side, one narrower than the registers, one as wide, one wider; several blocks of queries, and lengths
-# that are no power of two, which not every number of queries divides.
+# Heads side by side in a register, and single heads narrower than a register, as wide, and wider; several blocks of queries,
+# and lengths that are no power of two, which not every block size divides.
 SHAPES = [(2, 128, 4, 64), (2, 128, 1, 64), (1, 128, 8, 32), (1, 256, 2, 128), (1, 128, 1, 256), (1, 1024, 2, 64),
           (1, 640, 2, 64), (1, 768, 2, 64)]  # fmt: skip
 
@@ -127,7 +127,7 @@ def by_reference(prepared_for):
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 1, 2)], ids=str)
 def test_a_whole_step_on_every_mesh(prepared_for, by_reference, mesh):
-    """Each device has the numbers of its own heads, and so its part of the same dropout."""
+    """Each device knows the numbers of its own heads, and so draws its part of the same dropout."""
     loss, found = gradients(prepared_for, mesh, "pallas")
     assert loss == pytest.approx(by_reference[0], rel=1e-5)
     for name, expected in by_name(by_reference[1]).items():

@@ -74,13 +74,13 @@ def test_lanes_that_end_at_different_places_have_each_sequence_once_an_epoch():
 
 
 def test_blocks_are_read_once_and_whole(prepared):
-    """Bytes read per byte used, counted; single sequences cost the record they are in."""
+    """Counts the bytes read per byte used; a sequence that is read by itself costs the whole record it is in."""
     one, other = of(prepared, **BLOCKS), of(prepared)
     count = len(one)
     for made in (one, other):
         for first in range(0, count, 8):
             made.read(np.arange(first, min(first + 8, count)))
-    # The last block of the data set is padded up to whole records; a block across two of the four lanes is read for each.
+    # The last block of the data set is padded up to whole records; a block across two of the four lanes is read once for each.
     whole = -(-count // 16) * 16
     assert whole <= one.read_per_used() * count <= whole + 3 * 32
     assert 1.5 < other.read_per_used() <= RECORD_SEQUENCES
@@ -99,7 +99,7 @@ def test_processes_read_their_part_of_the_blocks(prepared, processes, monkeypatc
     parts = [slice(i * 8 // processes, (i + 1) * 8 // processes) for i in range(processes)]
     # The blocks across two lanes, and what is read ahead of the last batch, come on top.
     assert max(read_per_used(8, rows) for rows in parts) < 1.3
-    # The control: of a batch that the lanes do not divide every row is of another lane than in the batch before.
+    # The control: if the batch size is no multiple of the lanes, a row is of another lane than in the batch before.
     assert read_per_used(7, slice(0, 1)) > 3
 
 
@@ -144,7 +144,7 @@ def test_shares_of_a_mixture(weights):
 
 
 def test_lanes_of_a_mixture():
-    """Each lane has its shares, neighbours are of different sources, and what is in a lane is so in its source."""
+    """Each lane has the mixture's shares, neighbours are of different sources, and lane k reads lane k of each source."""
     which, places = order.mixed((3.0, 1.0), 8, 0)(np.arange(80_000))
     assert (places % 8 == np.arange(80_000) % 8).all()
     for lane in range(8):
@@ -153,7 +153,7 @@ def test_lanes_of_a_mixture():
             of_lane = places[lane::8][which[lane::8] == source]
             assert of_lane.tolist() == list(range(lane, lane + 8 * len(of_lane), 8))
     shares = (which == 0).reshape(-1, 8).mean(1)
-    assert 0.05 < shares.std() < 0.25  # of lanes that went alike, 0 or 1: 0.43
+    assert 0.05 < shares.std() < 0.25  # lanes in step would give shares of 0 or 1: 0.43
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_evaluation_has_each_record_once(prepared, batch_size):
     assert all(batch.input_ids.shape == (batch_size, 32) for batch in batches)
     index = np.concatenate([batch.record for batch in batches])[:23]
     ids = np.concatenate([batch.input_ids for batch in batches])
-    assert len(set(index.tolist())) == 23 and index.max() > 23  # from all over
+    assert len(set(index.tolist())) == 23 and index.max() > 23  # spread over all records
     np.testing.assert_array_equal(ids[:23], records.read(index))
     assert (ids[23:] == 0).all()
     everything = list(pipeline.evaluation_batches(pipeline.held_out([made]), batch_size, max_records=0, pad=0))

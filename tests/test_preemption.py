@@ -19,7 +19,7 @@ def place(tmp_path_factory, corpus_file) -> Path:
 
 
 def test_sigterm_to_one_process_saves_the_same_step_on_all(place):
-    # Besides, checkpoints that are due by the clock: a step that is not the same on both would keep Orbax waiting.
+    # Checkpoints are also due by the clock here: if the processes saved at different steps, Orbax would wait forever.
     group = Group(place, "sigterm", 2, *LONG, "--config.checkpoint.save_interval_minutes=0.0001",
                   "--config.checkpoint.save_interval_steps=0")  # fmt: skip
     group.wait_for(lambda: checkpoint.saved_steps(place / "sigterm" / "checkpoints"))
@@ -29,7 +29,7 @@ def test_sigterm_to_one_process_saves_the_same_step_on_all(place):
     assert len(steps) == 1
     (step,) = steps
     assert checkpoint.saved_steps(place / "sigterm" / "checkpoints")[-1] == step
-    # The same command goes on; with a nearer end, so that it comes to one.
+    # The same command resumes, with an earlier last step so that it gets there.
     again = Group(place, "sigterm", 2, f"--config.train.num_train_steps={step + 2}", LONG[1])
     assert again.wait() == [0, 0], again.texts()
     assert f"going on from {place / 'sigterm' / 'checkpoints' / str(step)}" in again.texts()[0]
@@ -37,7 +37,7 @@ def test_sigterm_to_one_process_saves_the_same_step_on_all(place):
 
 
 def test_sigterm_while_evaluating_and_saving(place):
-    """A long evaluation is cut short, and made up for by the run that goes on: the end is that of an undisturbed run."""
+    """A long evaluation is cut short; the resumed run makes up for it, and ends as an undisturbed run does."""
     often = ["--config.evaluation.max_records=0", "--config.evaluation.batch_size=4", "--config.checkpoint.save_interval_steps=1",
              "--config.evaluation.interval_steps=4", "--config.train.num_train_steps=6",
              "--config.data.validation_fraction=0.08"]  # fmt: skip
@@ -72,7 +72,7 @@ def test_sigkill_of_one_ends_the_others_and_the_run_resumes(place):
 
 
 def test_a_process_that_stands_still_ends_the_run(place):
-    """Its heartbeat goes on in the others' eyes for a while; the watchdog prints every stack and ends with status 1."""
+    """The others would miss its heartbeat only later: first their watchdog prints every stack and exits with status 1."""
     # Compiling, which on a busy machine takes half a minute, counts as standing still.
     group = Group(place, "stopped", 2, *LONG, "--config.train.hang_timeout=45", "--config.train.heartbeat_timeout=300")
     group.wait_for_step(4)

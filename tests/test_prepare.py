@@ -1,4 +1,4 @@
-"""Preparing data: finished or not there for anyone; refused when it does not fit; nothing lost, nothing twice."""
+"""Preparing data: a data set is either complete or not there; refused if it does not fit; nothing lost, nothing twice."""
 
 import contextlib
 import dataclasses
@@ -44,7 +44,7 @@ def config_for(source, directory, **data):
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
-    """What is in a data set, but for what says when it was made."""
+    """The files of a data set, without the one that says when it was made."""
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))
@@ -76,7 +76,7 @@ def test_every_token_is_kept(corpus_file, tmp_path, shard_bytes):
 
 
 def test_a_vocabulary_of_more_than_16_bits(prepared, corpus_file, tmp_path):
-    """The same sequences, each id but those of special tokens moved up by what stands before."""
+    """The same sequences; all ids except those of special tokens are shifted by the fillers put before them."""
     words = prepared.tokenizer.to_json()["vocabulary"].rstrip("\n").split("\n")
     fillers = [f"filler{number}" for number in range(2**16)]
     (tmp_path / "vocab.txt").write_text("\n".join([*words[:5], *fillers, *words[5:]]) + "\n")
@@ -106,7 +106,7 @@ def test_the_same_input_gives_the_same_records(prepared, corpus_file, tmp_path):
 
 
 def test_the_order_within_a_shard_is_random(prepared, corpus_file):
-    """Documents that stand together in the text do not in the records."""
+    """Documents that are neighbours in the text are not neighbours in the records."""
     texts = list(documents(with_data(small_config(), corpus_file, Path()).data))
     first = {tuple(ids[:20].tolist()) for ids in prepared.tokenizer.encode_batch(texts[:40])}
     ids = sequences_of(prepared)
@@ -122,7 +122,7 @@ def test_what_is_there_is_not_built_again(prepared, corpus_file, data_directory)
 
 
 def test_what_is_there_is_read_without_waiting(prepared, corpus_file, data_directory, monkeypatch):
-    """Many processes that begin at once, or while another run prepares other text in the same place."""
+    """As needed by many processes that start at once, or while another run prepares other text in the same directory."""
 
     @contextlib.contextmanager
     def refuse(*_):
@@ -271,7 +271,7 @@ def test_broken_documents_are_passed_over_up_to_a_share(tmp_path):
 
 
 def test_exact_duplicates_are_left_out(tmp_path, monkeypatch):
-    """Within a shard, across shards and across sources; the first one stays. In groups, as with much text, too."""
+    """Within a shard, across shards and across sources; the first one stays. Also when compared in groups, as much text is."""
     texts = [f"Document number {i} says {i * i}." for i in range(300)]
     (tmp_path / "a.txt").write_text("\n\n".join(texts[:200] + texts[50:100]))
     (tmp_path / "b.txt").write_text("\n\n".join(texts[100:]))
@@ -413,7 +413,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
 
 
 def stop_after(count):
-    """Runs so many shards of the records, and stops."""
+    """A `run` that records `count` shards and then raises, and the exception it raises."""
 
     class Stop(Exception):
         pass
@@ -448,7 +448,7 @@ def test_shards_of_other_text_are_not_gone_on_with(corpus_file, tmp_path, prepar
 
 
 def test_duplicates_of_a_source_that_changed(tmp_path):
-    """What was left out because another source had it is made again, once the other has it no more."""
+    """What one source left out because another had it is kept again, once the other no longer has it."""
     texts = [f"Document number {i} says {i * i}." for i in range(300)]
     a, b = tmp_path / "a.txt", tmp_path / "b.txt"
     a.write_text("\n\n".join(texts[:200]))
@@ -491,12 +491,14 @@ def test_directories_that_cannot_be_used(corpus_file, tmp_path):
 
 
 def test_text_that_may_not_be_read(corpus_file, tmp_path, monkeypatch):
-    """Not the directory is at fault, which is written to all the while."""
+    """The message blames the text, not the directory, which is written to all the while."""
 
     def refuse(path, mode):
         raise PermissionError(errno.EACCES, "Permission denied", path)
 
-    monkeypatch.setattr(sources, "open", refuse, raising=False)  # as root, who runs tests in containers, may read all
+    monkeypatch.setattr(
+        sources, "open", refuse, raising=False
+    )  # made up: in containers tests run as root, who may read anything
     with pytest.raises(UserError, match=rf"config\.data\.source: {corpus_file} may not be read \(Permission denied\)"):
         build.prepare(config_for(corpus_file, tmp_path / "d"), say=quiet)
 
@@ -528,7 +530,7 @@ def test_two_processes_at_once_build_once(tmp_path):
         sys.executable, "-m", "electra_jax.prepare", f"--config={ROOT / 'configs/tiny.py'}",
         "--config.tokenizer.vocab_size=1000", f"--config.data.directory={tmp_path / 'd'}",
     ]  # fmt: skip
-    # Held by a third, so that both are there at once.
+    # The test holds the lock until both processes wait for it.
     (tmp_path / "d").mkdir()
     with filelock.FileLock(tmp_path / "d" / f".electra_jax-{storage.fingerprint(str(tmp_path / 'd'))}.lock"):
         logs = [(tmp_path / f"{number}.log").open("w+") for number in range(2)]

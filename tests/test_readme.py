@@ -28,7 +28,7 @@ from electra_jax.tasks.config import FinetuneConfig
 README = ROOT / "README.md"
 TEXT = README.read_text()
 SETTINGS = {"settings": Config, "settings of fine-tuning": FinetuneConfig}
-# What fine-tuning refuses to have set.
+# Settings that fine-tuning refuses.
 OF_PRETRAINING_ALONE = {("checkpoint", "keep_period"), ("reporting", "profile_steps")}
 
 
@@ -64,12 +64,12 @@ def test_a_command_is_one_that_works(command, capsys, monkeypatch):
 
 
 def marked(name: str) -> re.Pattern:
-    """What stands between the marks of a table that is made of the code."""
+    """Matches what is between the marks of a table that is generated from the code."""
     return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", re.S)
 
 
 def settings(config: type, name: str) -> str:
-    """The table of every setting, made of the code."""
+    """The table of every setting, generated from the code."""
     lines = ["| setting | default | |", "|---|---|---|"]
     for section in dataclasses.fields(config):
         if dataclasses.is_dataclass(section.type):
@@ -143,7 +143,7 @@ def test_links_lead_somewhere():
             assert (ROOT / target).exists(), target
 
 
-# Later words on a command line win. What was imported has its own sizes.
+# Appended to commands, where later words win. An imported model keeps its own sizes.
 SIZES = [
     f"--config.{section}.{name}={value}"
     for section in ("data", "model", "train", "evaluation", "checkpoint")
@@ -156,13 +156,13 @@ SMALL_FORM = {
         "--config.tokenizer.vocab_size=512",
         "--config.optimizer.cooldown_steps=0",
         "--config.optimizer.schedule=wsd",
-    ],  # a run that is made longer must not have decayed
+    ],  # a run may only be made longer if its rate has not decayed
     "prepare": [*SIZES, "--config.tokenizer.vocab_size=512"],
     "benchmark": [*SIZES, "--config.tokenizer.vocab_size=512"],
     "compile": [*SIZES, "--config.train.batch_size=16"],
     "finetune": ["--config.train.epochs=1", "--config.optimizer.learning_rate=1e-3", "--config.max_restarts=0"],
 }
-# The other side of these names is the Hub, the memory of a large slice and an hour of training.
+# These names would take the Hub, the memory of a large slice, or an hour of training; each is replaced by what is here.
 ELSEWHERE = {
     "google/electra-small-discriminator": "exported/discriminator",
     "google/electra-small-generator": "exported/generator",
@@ -179,7 +179,7 @@ def small_form(command: str) -> list[str]:
     name = name.removeprefix("electra_jax.")
     more = list(SMALL_FORM.get(name, ()))
     if name == "train":
-        steps = 30 if "probe" in command else 20  # the probe is of a run that goes on
+        steps = 30 if "probe" in command else 20  # the command with a probe resumes a run
         more += [f"--config.train.num_train_steps={steps}", "--config.optimizer.warmup_steps=5"]
         more += ["--config.probe.interval_steps=10"] if "probe" in command else []
     if "runs/imported/config.py" in command:
@@ -189,7 +189,7 @@ def small_form(command: str) -> list[str]:
 
 @pytest.mark.slow
 def test_the_commands_run_from_french_text_to_transformers(tmp_path, monkeypatch, capsys):
-    """In the README's order, each on what those before it left: all but `growth` (hours) and those of a bucket."""
+    """In the README's order, each on what those before it left; all but `growth` (hours) and those that use a bucket."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     for name in ("french.py", "le_la.py"):
         (tmp_path / name).write_text(re.search(rf"```python\n(# {name}.*?)```", TEXT, re.S).group(1))
@@ -231,7 +231,7 @@ def test_the_commands_run_from_french_text_to_transformers(tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_the_example_of_another_objective(tmp_path, corpus_file):
-    """The change as it stands there, made and trained with."""
+    """Applies the README's diff to a copy of the code, and trains with it."""
     shutil.copytree(ROOT / "electra_jax", tmp_path / "electra_jax", ignore=shutil.ignore_patterns("__pycache__"))
     diff = re.search(r"```diff\n(.*?)```", TEXT, re.S).group(1)
     for part in re.split(r"^--- a/", diff, flags=re.M)[1:]:
@@ -252,7 +252,7 @@ def test_the_example_of_another_objective(tmp_path, corpus_file):
 
 
 def _changed(text: str, diff: str) -> str:
-    """`text` after a change: lines that go out and come in, each after lines that stay or in place of what goes out."""
+    """`text` after a diff: `-` lines go out and `+` lines come in, at the place of each hunk's lines, or else at the end."""
     for hunk in re.split(r"^@@.*\n|^\n(?=-)", diff, flags=re.M):
         lines = hunk.splitlines()
         old = "".join(line[1:] + "\n" for line in lines if line[:1] in (" ", "-"))

@@ -1,4 +1,4 @@
-"""Whole updates, and the reference's named behaviour, against an independent implementation.
+"""Whole updates, and the settings that reproduce the reference, against an independent implementation.
 
 The other implementation is torch with Hugging Face's towers for losses and gradients, and NumPy for masks, labels,
 clipping, Adam and the learning rate, each written out from the description of google-research/electra. Masks and
@@ -93,7 +93,7 @@ def draws(rng, ids):
         weights[i, :used] = 1
         masked[i, positions[i, : used - 1]] = IDS.mask  # one is left as it is
     samples = rng.integers(5, VOCAB, (BATCH, SLOTS))
-    samples[0, 0] = samples[0, 1] = ids[0, positions[0, 0]]  # a lucky sample
+    samples[0, 0] = samples[0, 1] = ids[0, positions[0, 0]]  # samples that are the original token
     return positions, weights, masked, samples
 
 
@@ -217,7 +217,7 @@ class Torch:
             self.gen.generator_lm_head.weight = self.disc.electra.embeddings.word_embeddings.weight
 
     def tree_like(self, config, tensors):
-        """Our tree, with zeros, filled from tensors by name."""
+        """Our tree of parameters, filled from tensors by name, 0 where there is none."""
         tree = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), Architecture(config.model, VOCAB).shapes)
         for part, short in (("generator", "gen"), ("discriminator", "disc")):
             for tensor in huggingface.model_tensors(config.model, part):
@@ -289,7 +289,9 @@ def test_the_options_change_the_result():
         if section:
             config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
         state = later._replace(opt_state=new_state(config, Architecture(config.model, VOCAB), later.params).opt_state)
-        return replay(config, state, batch, *given)[0].params  # not compiled: nine programs would be, each to run once
+        return replay(config, state, batch, *given)[
+            0
+        ].params  # not compiled: that would be nine programs, each run once
 
     plain = jax.tree.leaves(after())
     for changes in (
@@ -417,7 +419,7 @@ def test_variants_train_all_they_have(towers):
 
 @pytest.mark.parametrize("padding", ["left_out", "counted"])
 def test_padding_in_the_references_auc(padding):
-    """Counted as surely original it makes the figure better, by as much as scikit-learn says."""
+    """Padding counted as certainly original makes the figure better, by as much as scikit-learn says."""
     metrics = pytest.importorskip("sklearn.metrics")
     config = dataclasses.replace(FIXED, evaluation=EvaluationConfig(disc_auc_padding=padding))
     model = Architecture(config.model, VOCAB).merge(start(config).params)

@@ -1,4 +1,4 @@
-"""The page of a run, and what else figures go to: verdicts, Weights & Biases."""
+"""The report page of a run, and where else figures go: verdicts, Weights & Biases."""
 
 import html
 import html.parser
@@ -20,8 +20,8 @@ from electra_jax.reporting import report, verdicts, writers
 
 
 def test_verdicts_are_those_of_the_held_out_figures(prepared):
-    """Of as many records as are kept: their replaced tokens and their scores make the figures of the evaluation."""
-    # Large weights: scores far apart, as the figure's histogram has bins.
+    """Evaluated on only as many records as verdicts keep: labels and scores from these give the evaluation's figures."""
+    # Large weights spread the scores, since the AUC is computed from the bins of a histogram.
     setup = make_setup(small_config(model={"initializer_range": 0.3}), prepared)
     batches = pipeline.evaluation_batches(pipeline.held_out(prepared.sets[32]), 8, 8, setup.ids.pad)
     found = setup.evaluate(setup.init().params, batches)
@@ -190,7 +190,7 @@ def test_long_runs_are_thinned_but_for_spikes(tmp_path):
 
 
 BROWSER = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")), None)
-# The page in a frame of some width, used as a reader uses it from outside; what is seen then stands in <pre>.
+# Shows the page in a frame of a given width, clicks as a reader would, and writes what is then seen into <pre>.
 READER = """<iframe src="%s" width="%d" height="4000"></iframe><pre></pre><script>
 onload = async () => {
   const view = document.querySelector("iframe").contentWindow, page = view.document;
@@ -207,7 +207,7 @@ onload = async () => {
   }
   const plots = [...page.querySelectorAll(".plot")], edge = (node) => node.getBoundingClientRect().right;
   found.overhang = Math.max(...plots.map((plot) => edge(plot.querySelector(".main-svg")) - edge(plot)));
-  document.querySelector("iframe").width = %d;  // turned: charts are drawn anew with the next frame, which there is none here
+  document.querySelector("iframe").width = %d;  // turned: charts would be redrawn with the next frame, but none comes here
   found.narrow = page.documentElement.scrollWidth;
   document.querySelector("pre").textContent = JSON.stringify(found);
 };
@@ -226,7 +226,7 @@ def test_a_reader_sees_the_curves_and_hides_a_run(runs, width, dark):
     done = subprocess.run([*command, f"file://{runs / 'reader.html'}"], capture_output=True, text=True, timeout=120)
     found = json.loads(html.unescape(re.search("<pre>(.+)</pre>", done.stdout).group(1)))
     assert found["names"] == ["loss", "disc_auc", "tokens_per_second", "seconds_left", "probe_f1"]
-    assert found["wide"] <= width  # nothing to be scrolled to the side
+    assert found["wide"] <= width  # no sideways scrolling
     assert found["overhang"] <= 0.5 and found["narrow"] <= width - 60
     assert max(map(int, re.findall(r"\d+", found["back"]))) < 60 if dark else found["back"] == "rgb(255, 255, 255)"
     both, one = [2] * 5, [1] * 5
@@ -239,7 +239,7 @@ def test_a_directory_without_a_run(tmp_path):
 
 
 def leveldb_log(data: bytes):
-    """The records of a log in LevelDB's form (its doc/log_format.md), after a header of its owner of 7 bytes."""
+    """The records of a log in LevelDB's format (its doc/log_format.md), after the 7-byte header that wandb puts before it."""
     block, at, record = 32768, 0, b""
     while at < len(data):
         if block - (at + 7) % block < 7:  # too little is left of the block for another header

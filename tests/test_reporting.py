@@ -73,7 +73,7 @@ def test_a_step_that_is_not_due_is_reported_when_it_is_evaluated():
 
 
 def test_it_does_not_wait_for_the_step_just_dispatched():
-    """Its metrics are not touched: here they are of a kind that cannot be read."""
+    """Its metrics are not read: here, reading them would fail."""
     made = reporter(Recorder())
     made.step_done(1, metrics(1))
     made.step_done(2, {"means": object(), "failed_step": object()})
@@ -105,7 +105,7 @@ def test_json_lines_are_cut_back(tmp_path):
 
 
 def events(directory):
-    """(step, tag, value) of each scalar in a directory's event files, and the steps from which earlier ones are hidden."""
+    """(step, tag, value) of each scalar in a directory's event files, and the steps from which on older events are hidden."""
     from tensorboardX.proto import event_pb2
 
     scalars, hidden_from = [], []
@@ -121,7 +121,7 @@ def events(directory):
 
 
 def test_events_are_there_as_soon_as_they_are_written(tmp_path):
-    """A run that is killed closes nothing."""
+    """A run that is killed cannot close its files."""
     writer = TensorBoard(tmp_path, 20)
     writer.write(30, {"loss": 2.0, "eval/disc_auc": 0.5})
     assert events(tmp_path) == ([(30, "train/loss", 2.0), (30, "eval/disc_auc", 0.5)], [21])

@@ -1,4 +1,4 @@
-"""When a run saves, what it refuses to go on from, and places that know no locks."""
+"""When a run saves, what it refuses to go on from, and file systems without locks."""
 
 import errno
 import fcntl
@@ -32,11 +32,11 @@ def test_checkpoints_are_due_by_the_clock(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: now + 601)
     assert checkpoints.is_due()
     assert checkpoints.should_save(7, True) and not checkpoints.should_save(7, False)
-    assert checkpoints.should_save(50, False)  # one that is kept for good comes whatever the time
+    assert checkpoints.should_save(50, False)  # a checkpoint that is kept for good is due by its step alone
     make_run(tmp_path / "run", steps=(7,))
     saved, state = restored(tmp_path / "run")
     checkpoints.save(state, saved)
-    # What the processes agreed upon while it was being saved speaks of that one.
+    # Right after a save, what was agreed may still be what led to that save: it does not count for the next step.
     assert not checkpoints.is_due() and not checkpoints.should_save(8, True) and checkpoints.should_save(9, True)
     checkpoints.close()
     never = Checkpoints(epath.Path(tmp_path / "two"), CheckpointConfig(save_interval_minutes=0))
@@ -45,7 +45,7 @@ def test_checkpoints_are_due_by_the_clock(tmp_path, monkeypatch):
 
 
 def test_detection_begins_from_a_masked_lm(tmp_path, capsys):
-    """All of its weights are taken over, and the one head that it has none of is as in a run of its own."""
+    """All of its weights are taken over; only the head that it lacks starts fresh, as in a new run."""
     weights = make_run(tmp_path / "masked", small_config(model={"towers": "masked_lm"}))
     made = tokenizer()
     prepared = build.Prepared({}, made)
@@ -82,7 +82,7 @@ def cooling(steps: int, cooldown: int, total: int):
 @pytest.mark.parametrize(
     ("was", "now", "step", "needed"),
     [
-        ((0, 1000), (20, 105), 100, 120),  # a branch for a cooldown, its end not moved along
+        ((0, 1000), (20, 105), 100, 120),  # a branch for a cooldown that would end too early
         ((20, 1000), (20, 105), 100, 120),  # a run that is to end sooner
         ((0, 1000), (20, 120), 100, None),
         ((20, 110), (20, 110), 100, None),  # on its way down
@@ -100,7 +100,7 @@ def test_a_cooldown_does_not_begin_in_its_midst(was, now, step, needed, tmp_path
 
 
 def test_epochs_are_of_the_steps_that_are_taken():
-    """A curriculum beyond the end of the run is not planned."""
+    """Steps of a curriculum beyond the end of the run are not counted."""
 
     class Inputs:
         def num_sequences(self, length):
@@ -115,7 +115,7 @@ def test_epochs_are_of_the_steps_that_are_taken():
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_place_without_locks(number, tmp_path, monkeypatch, capsys):
-    """Lustre without -o flock, NFS without its lock daemon: no traceback, and no file that outlives a run that is killed."""
+    """Lustre without -o flock, NFS without its lock daemon: no traceback, and no lock file left behind by a killed run."""
 
     def refuse(*_):
         raise OSError(number, "no locks here")

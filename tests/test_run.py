@@ -145,7 +145,7 @@ def test_tensorboard_reads_the_events(finished):
 
 def test_a_finished_run_says_so(place, finished):
     before = (finished / "metrics.jsonl").read_text()
-    (finished / "report.html").unlink()  # as where it was killed before
+    (finished / "report.html").unlink()  # as if the run had been killed before this was written
     again = train(place, "undisturbed")
     assert again.returncode == 0
     assert "is finished: it stands at step 20" in again.stdout
@@ -280,7 +280,7 @@ def test_branch_init_and_a_longer_run(place, finished):
 
 
 def test_a_run_that_is_not_finite(place, monkeypatch):
-    """It stops with all that is needed to see why, keeps what was good, and goes on as it is told to."""
+    """It stops, leaves all that is needed to see why, saves nothing bad, and can go on as its message says."""
     huge = ["--config.optimizer.learning_rate=1e38", "--config.optimizer.warmup_steps=1000000"]
     done = train(place, "nan", *huge)
     assert done.returncode == 3, done.stdout + done.stderr

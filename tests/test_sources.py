@@ -284,7 +284,7 @@ def test_a_change_anywhere_in_a_file_of_some_size_is_noticed(tmp_path):
 
 @pytest.mark.parametrize("shard_bytes", [100, 1000, 10**6])
 def test_a_line_that_is_too_long_is_named_and_not_held_in_memory(tmp_path, monkeypatch, shard_bytes):
-    """A JSON array, the whole of it a line, before and after lines that are as they should be."""
+    """A whole JSON array on one line, between lines that are as they should be."""
     monkeypatch.setattr(readers, "_LARGEST", 500)
     array = json.dumps([{"text": text} for text in TEXTS * 40])
     lines = [json.dumps({"text": f"line {i}"}) for i in range(8)]
@@ -304,7 +304,7 @@ def test_a_line_that_is_too_long_is_named_and_not_held_in_memory(tmp_path, monke
 
 
 def test_zstandard_of_a_long_window(tmp_path):
-    """As `zstd --long=31` writes it, which its readers refuse unless they are told."""
+    """As `zstd --long=28` writes it; readers refuse such a window unless they are told to accept it."""
     parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
     packing = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     content = "\n\n".join(TEXTS * 1000).encode()

@@ -57,7 +57,7 @@ def test_loss_falls(prepared):
 def test_accumulation_equals_one_batch(prepared):
     """With dropout, masks and samples on: they belong to the example, not to the part it is computed in."""
 
-    def config(parts, **sections):  # layers written out, each with gradients of its own until they are added up
+    def config(parts, **sections):  # layers are unrolled, each with its own gradients until those are summed
         return small_config(model={"num_hidden_layers": 2}, train={"gradient_accumulation_steps": parts}, **sections)
 
     (whole, whole_metrics), *others = (run(config(parts), prepared, 3) for parts in (1, 2, 4))
@@ -175,7 +175,7 @@ def test_schedules():
         cosine[10:], [0.5 * (1 + np.cos(np.pi * (s - 10) / 90)) for s in range(10, 101)], atol=1e-6
     )
     np.testing.assert_allclose(cosine[:10], np.arange(10) / 10, atol=1e-6)
-    assert rates(schedule="linear_after_warmup", warmup_steps=0)[:2] == pytest.approx([1, 0.99])  # none is none
+    assert rates(schedule="linear_after_warmup", warmup_steps=0)[:2] == pytest.approx([1, 0.99])  # no warm-up at all
     stable = rates(schedule="wsd", cooldown_steps=20)
     np.testing.assert_allclose(stable[10:81], 1, atol=1e-6)
     np.testing.assert_allclose(stable[80:], np.linspace(1, 0, 21), atol=1e-6)
@@ -183,7 +183,7 @@ def test_schedules():
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing(prepared, what):
-    """Nor do those that were dispatched behind it; the state stays the one that step began with."""
+    """Nor do the steps dispatched after it; the state stays the one that the failed step began with."""
     config = small_config()
     setup = make_setup(config, prepared)
     first, second, third = setup.place(batches(prepared, config, 3), config.train.batch_size)
@@ -192,7 +192,7 @@ def test_a_step_that_is_not_finite_changes_nothing(prepared, what):
     discriminator = broken["discriminator"]
     if what == "loss":
         discriminator["head_output"]["bias"] = jnp.full((1,), jnp.inf)
-    else:  # the scores are 0, and what comes back from them overflows
+    else:  # the scores are 0, and the gradient through them overflows
         discriminator["head"] = jax.tree.map(jnp.zeros_like, discriminator["head"])
         discriminator["head_output"]["kernel"] = jnp.full_like(discriminator["head_output"]["kernel"], 1e25)
     before = jax.device_get(broken)
@@ -204,7 +204,7 @@ def test_a_step_that_is_not_finite_changes_nothing(prepared, what):
     assert int(metrics["failed_step"]) == 1 and int(state.step) == 1
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.opt_state), moments)
-    if what == "gradient":  # told apart also where each replica clips, by a norm that is none
+    if what == "gradient":  # groups are told apart even where each replica clips by a norm that is not finite
         clipping = small_config(optimizer={"clipping": "per_replica"})
         diagnose = make_diagnosis(clipping, setup.architecture, setup.objective, setup.mesh)
         norms = diagnose(state.params, 1, second)["gradient_norms_by_group"]
@@ -212,7 +212,7 @@ def test_a_step_that_is_not_finite_changes_nothing(prepared, what):
 
 
 def test_evaluation_is_the_same_for_any_batch_size(prepared):
-    """Masks and samples belong to the record, sums are divided once."""
+    """Masks and samples depend on the record alone, and sums are divided only at the end."""
     records = prepared.sets[32]
     dropping = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}  # in training alone
     found = []
@@ -242,7 +242,7 @@ def test_golden_first_metrics(prepared):
     """The first steps' numbers, by version of jax, since the last bits differ between versions and processors.
 
     If a change is meant to alter them (initial values, masks, samples, losses, optimizer), write them anew by
-    ELECTRA_JAX_WRITE_GOLDEN=1 under each version, and say in the commit why. Otherwise it found a bug.
+    ELECTRA_JAX_WRITE_GOLDEN=1 under each version, and say in the commit why. Otherwise the test has found a bug.
     """
     _, metrics = run(small_config(), prepared, 4)
     rounded = [{name: round(value, 6) for name, value in sorted(row.items())} for row in metrics]
@@ -258,7 +258,7 @@ def test_golden_first_metrics(prepared):
 
 
 def test_steps_in_bfloat16_are_those_in_float32_to_its_rounding(prepared):
-    """Weights far from 0: with those of a new run, losses are those of guessing whatever the towers say."""
+    """The weights are far from 0: with a new run's weights, losses would be those of guessing, whatever the towers compute."""
 
     def steps(dtype, seed=0):
         state, metrics = run(small_config(model={"dtype": dtype, "initializer_range": 0.3}, seed=seed), prepared, 3)
@@ -274,7 +274,7 @@ def test_steps_in_bfloat16_are_those_in_float32_to_its_rounding(prepared):
 @pytest.mark.parametrize("schedule", ["linear", "linear_after_warmup", "cosine", "wsd"])
 @pytest.mark.parametrize("warmup_steps", [10, 200, 1000])
 def test_what_a_run_is_too_short_for_is_said(schedule, warmup_steps):
-    """Where the rate never comes to its peak; and whether it has come to 0 at the end is what it is there."""
+    """A warning comes where the rate never reaches its peak; `ends_at_zero` agrees with the rate at the last step."""
     cooldown = {"cooldown_steps": 50} if schedule == "wsd" else {}
     config = small_config(
         train={"num_train_steps": 100}, optimizer={"schedule": schedule, "warmup_steps": warmup_steps, **cooldown}

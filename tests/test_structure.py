@@ -9,7 +9,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "electra_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# What each room may import of ours, besides its own modules, errors and storage.
+# What each room (a folder or module at the top of the package) may import of ours, besides itself, errors and storage.
 ALLOWED = {
     "config": {"config_values"},
     "config_loading": {"config", "config_values"},
@@ -61,7 +61,7 @@ def room(path) -> str:
 
 
 def imports(path) -> set[str]:
-    """The rooms of ours that a module imports, and the top names of what else it does."""
+    """What a module imports: of ours by room, of other packages by their top-level name."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -88,7 +88,7 @@ def test_imports_go_one_way(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_heavy_or_foreign_packages_stay_out(path):
     found = imports(path)
-    # Extras, each for one foreign format, imported where it is read.
+    # Optional packages, each imported only in the one module that needs it.
     extras = {
         "interop/tensorflow.py": {"tensorflow"},
         "interop/weights.py": {"torch"},

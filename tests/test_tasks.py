@@ -60,7 +60,7 @@ def test_measures_of_numbers_are_scipys_and_nothing_is_nan(rng):
 
 
 def test_chance_is_told_from_knowledge(rng):
-    """Of random predictions few pass for knowledge; of good ones none pass for chance, however many labels there are."""
+    """Few random predictions pass for knowledge, and no good ones for chance, however many labels there are."""
     for count, labels in ((300, 3), (300, 2), (100, 20)):
         expected = rng.integers(labels, size=(200, count))
         noise = [metrics.agreement_over_chance(e, rng.integers(labels, size=count)) for e in expected]
@@ -102,7 +102,7 @@ def test_spans_of_bio_and_bioes(rng):
         assert metrics.spans(bioes) == metrics.spans(tags)
         for tag, after in itertools.pairwise([*bioes, "O"]):
             assert (tag[0] in "BI") == (after[0] in "IE"), bioes  # what has begun goes on until it ends
-    # As conlleval reads what no scheme allows: a span begins where none of its label goes on.
+    # Ill-formed tags are read as conlleval reads them: a span begins where no span of its label is going on.
     assert metrics.spans(["I-X", "I-X", "I-Y", "O", "E-Y"]) == {("X", 0, 1), ("Y", 2, 2), ("Y", 4, 4)}
     assert metrics.spans(["S-X", "I-X", "DT", "."]) == {("X", 0, 0), ("X", 1, 1)}
 
@@ -160,7 +160,7 @@ def test_squad_measures_are_the_official_ones(rng):
         assert 100 * squad.f1(answers, said) == pytest.approx(float(theirs["f1"]), abs=1e-4)
 
 
-# What the official script of SQuAD 2.0 adds: questions without an answer, and answers of which nothing is left.
+# What the official script of SQuAD 2.0 adds: questions without an answer, and answers that normalise to nothing.
 @pytest.mark.parametrize(
     ("expected", "predicted", "value"), [([], "", 1), ([], "something", 0), (["x"], "", 0), (["the"], "", 1)]
 )
@@ -261,7 +261,7 @@ def test_squads_own_json(tmp_path):
     data = loading.load(load_finetune_config("configs/finetune/squad.py:2.0", [("task.path", str(tmp_path))]).task)
     one, other = data.validation["validation"]
     assert one.label == (Answer("Anna", 4),) and other.label == () and other.id == "b"
-    for start in (2, 3, 5, 6):  # some answers of SQuAD stand so far beside their place
+    for start in (2, 3, 5, 6):  # some of SQuAD's answer positions are off by this much
         qas[0]["answers"][0]["answer_start"] = start
         (tmp_path / "dev-v2.0.json").write_text(json.dumps(whole))
         data = loading.load(load_finetune_config("configs/finetune/squad.py:2.0", [("task.path", str(tmp_path))]).task)
@@ -341,7 +341,7 @@ def test_data_sets_of_tfds(tmp_path, file_format):
     data = load(f"tfds:{tmp_path / 'made' / '1.0.0'}", text="sentence")
     assert sorted((e.texts, e.label) for e in data.train["train"]) == [(("c",), 0), (("ä b",), 1)]
     assert data.task.labels == ("no", "yes") and data.test["test"][0].label is None
-    # -1 throughout is TFDS's way of having no labels, also where labels are numbers; among others it is a mistake.
+    # -1 in every row is TFDS's way of having no labels, even in a regression; among other labels it is a mistake.
     numbers = load(f"tfds:{tmp_path / 'made' / '1.0.0'}", text="sentence", kind="regression")
     assert numbers.test["test"][0].label is None and sorted(e.label for e in numbers.train["train"]) == [0.0, 1.0]
     with pytest.raises(UserError, match="config.task.test=tset: .* has train, validation, test"):
@@ -570,7 +570,7 @@ def test_a_sentence_without_anything_in_its_column_is_tagged_where_others_have_s
     (tmp_path / "test.conllu").write_text(word("Ah", "_") + "\n" + word("cats", "_"))
     found = load(tmp_path, kind="tagging", label="feats")
     assert [e.label for e in found.train["train"]] == [(1,), (0,)] and found.task.labels == ("Number=Plur", "_")
-    assert [e.label for e in found.test["test"]] == [None, None]  # of nothing but _: to be tagged
+    assert [e.label for e in found.test["test"]] == [None, None]  # all are _: still to be tagged
 
 
 def test_columns_are_split_at_tabs_or_else_at_spaces(tmp_path):
@@ -616,7 +616,7 @@ def test_scores_in_a_column_of_another_name_and_in_any_notation_are_a_regression
 
 
 def test_tags_that_stand_for_none(tmp_path):
-    """-1 throughout a test set, as TFDS and Hugging Face keep tags back."""
+    """-1 throughout a test set, which is how TFDS and Hugging Face withhold tags."""
     task_data.write_lines(tmp_path / "train.jsonl", [{"tokens": ["a", "b"], "tags": [1, 0]}])
     task_data.write_lines(tmp_path / "test.jsonl", [{"tokens": ["a", "b"], "tags": [-1, -1]}])
     for labels in ((), ("x", "y")):
@@ -696,7 +696,7 @@ def test_answers_that_are_none_or_kept_back(tmp_path):
         found = load(tmp_path)
         assert [e.label for e in found.train["train"]] == [(Answer("fox", 4),), ()]
         assert [e.label for e in found.test["test"]] == [(), ()]
-    # Where all questions have answers, a test set of none has its answers elsewhere.
+    # Where all other questions have answers, a test set without any has had them withheld.
     (tmp_path / "train.jsonl").write_text(rows(fox, fox))
     (tmp_path / "validation.jsonl").write_text(rows(fox))
     found = load(tmp_path)
@@ -740,7 +740,7 @@ def test_labels_that_are_missing_are_said(tmp_path):
     assert found.warnings == ()
     task_data.write_lines(tmp_path / "test.jsonl", [{"text": "a"}, {"text": "b", "label": "x"}])
     assert load(tmp_path).warnings == ("test: 1 of 2 examples have no label, so none of it is measured",)
-    # Numbers, as TFDS has them; where -1 is a label it is one.
+    # -1 as a number, as in TFDS; where training has the label -1, it is a label.
     task_data.write_lines(tmp_path / "test.jsonl", [{"text": "a", "label": -1.0}] * 2)
     assert load(tmp_path, kind="classification").test["test"][0].label is None
     task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n} for n in (-1.0, 1.0)])
@@ -866,7 +866,11 @@ def test_words_and_their_tokens():
         ends = [*feature.tokens[1:], len(feature.input_ids) - 1]
         for start, end in zip(feature.tokens, ends):
             assert feature.input_ids[start:end].tolist() == made.encode_batch([next(place)])[0].tolist()
-    assert found[-1].input_ids.tolist() == [made.special.cls, made.special.unk, made.special.sep]  # a word of nothing
+    assert found[-1].input_ids.tolist() == [
+        made.special.cls,
+        made.special.unk,
+        made.special.sep,
+    ]  # a word without tokens
     outputs = [np.eye(2)[np.maximum(feature.target, 0)] for feature in found]
     predicted = kind.predictions([example, example._replace(words=("\x00",), label=(1,))], found, outputs)
     assert np.argmax(predicted[0], -1).tolist() == list(example.label)
@@ -893,7 +897,7 @@ def test_windows_over_a_long_context_are_those_of_transformers(exported):
         inside = feature.token_type_ids == 1
         inside[-1] = False
         assert feature.tokens[inside, :2].tolist() == [list(pair) for pair in np.asarray(offsets)[inside].tolist()]
-    # Every token of the context is best seen in one window at least, and the answer is found in those that hold it.
+    # Every token of the context is marked as best seen in some window; all windows that hold the answer have it as target.
     best = {tuple(row[:2]) for feature in found for row in feature.tokens.tolist() if row[2] == 1}
     assert best == {tuple(row[:2]) for feature in found for row in feature.tokens.tolist() if row[0] >= 0}
     spans = {
@@ -943,7 +947,7 @@ def test_questions_of_either_kind_and_at_the_best_threshold():
         TaskExample("", "", ("?", context), label=()),
     )
     kind.fit(examples := [right, right, right, none, none])
-    # Answered at odds below 0: one right, one wrong; held back, though right; the last two rightly and wrongly.
+    # Answered at odds below 0. In turn: right; wrong; held back, though right; rightly held back; wrongly answered.
     said = [
         _said("fox", 16, -2.0),
         _said("dog", 40, -1.0),
@@ -954,14 +958,14 @@ def test_questions_of_either_kind_and_at_the_best_threshold():
     figures = kind.figures(examples, said)
     assert figures["exact_match"] == pytest.approx(2 / 5)
     assert figures["answerable_exact_match"] == pytest.approx(1 / 3) and figures["unanswerable_exact_match"] == 0.5
-    # From 1 to 2 as threshold the third counts as well.
+    # With a threshold between 1 and 2, the third is answered, and right, as well.
     assert figures["best_exact_match"] == pytest.approx(3 / 5) and figures["no_answer_accuracy"] == pytest.approx(3 / 5)
     kind.tune(examples, said)
     assert 1.0 < kind.null_threshold < 2.0 and kind.figures(examples, said)["f1"] == figures["best_f1"]
 
 
 def test_kinds_that_learnt_nothing(rng):
-    """Chance, or the same for all, is told from knowledge."""
+    """Chance, or the same answer for all, is told from knowledge."""
     count = 60
     kind = make_kind(decided("regression"), tokenizer())
     examples = [TaskExample("", "", ("a",), label=float(x)) for x in rng.normal(size=count)]
@@ -981,7 +985,7 @@ def test_kinds_that_learnt_nothing(rng):
         word = words[rng.integers(6)]
         examples.append(TaskExample("", "", ("?", context), label=(Answer(word, context.index(word)),)))
     kind.fit(examples)
-    first = [_said(one.texts[1].split()[0], 0, -1.0) for one in examples]  # another text each, of the same place
+    first = [_said(one.texts[1].split()[0], 0, -1.0) for one in examples]  # different texts, always from the same place
     assert kind.is_collapsed(examples, first) and kind.is_collapsed(examples, [_said("one", 3, -1.0)] * count)
     assert not kind.is_collapsed(examples, [_said(one.label[0].text, one.label[0].start, -1.0) for one in examples])
 
@@ -1044,7 +1048,7 @@ def test_lengths_are_those_that_need_the_fewest_padding_tokens(rng):
     assert tokens(found) < 0.9 * tokens(batches.lengths_up_to(128))
 
     assert batches.lengths_of(sizes, 128, 63) == (120, 128)  # too few batches for more
-    assert batches.lengths_of(np.full(5000, 40), 128, 400) == (40, 128)  # no use
+    assert batches.lengths_of(np.full(5000, 40), 128, 400) == (40, 128)  # more would not help
     assert batches.lengths_of(np.full(5000, 126), 126, 400) == (126,)
     assert batches.lengths_of(np.arange(5000) % 500 + 1, 512, 400, 128) == (128, 256, 384, 512)
 
@@ -1161,7 +1165,7 @@ def test_submissions_are_named_with_spaces_or_without_and_for_labels_of_texts(tm
 
 
 def test_runs_that_were_replaced_are_said():
-    """With what they would make of the mean: those left out for being low make the others' too high."""
+    """And the mean with them is given: leaving out runs because they are low makes the mean of the others too high."""
     from types import SimpleNamespace
 
     from electra_jax.tasks import results

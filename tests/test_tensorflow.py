@@ -1,4 +1,4 @@
-"""Checkpoints of the original code, written by TensorFlow itself under its names, come in whole and go on."""
+"""Checkpoints of the original code, written by TensorFlow itself under its names, are imported whole and can be trained on."""
 
 import functools
 
@@ -20,7 +20,7 @@ from runs import random_params, restored, tokenizer
 
 tf = pytest.importorskip("tensorflow", reason="TensorFlow writes and reads its checkpoints (extra [test])")
 
-# Heads of 64, as the original has it: one here.
+# One head, as the original's heads are 64 wide.
 CONFIG = small_config(
     model={"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 1, "generator_hidden_size": 0.5,
            "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
@@ -126,7 +126,7 @@ def test_state_and_next_update(path, original, state, tmp_path, capsys):
     saved, found = restored(tmp_path / "new")
     assert saved.step == int(found.step) == STEP
     assert saved.config.model.num_attention_heads == 1
-    # A vocabulary alone does not say so; the setting does.
+    # Cased, which the vocabulary alone does not say, but the setting does.
     assert tokenizer_lib.digest(tokenizer_lib.from_json(saved.tokenizer)) == tokenizer_lib.digest(tokenizer())
     jax.tree.map(np.testing.assert_array_equal, found.params, state.params)
     jax.tree.map(np.testing.assert_array_equal, found.opt_state, state.opt_state)

@@ -167,7 +167,7 @@ def test_odd_text(english):
 
 
 def test_sentencepiece_is_trained_on_long_lines_too():
-    """The trainer would pass over them without a word: here over half of the text."""
+    """SentencePiece's trainer would silently skip them: here, over half of the text."""
     short = ["one two three four five six seven"] * 50
     long = " ".join(f"{word}{end}" for word in ("sun", "moon", "star") for end in "abcdefgh") * 600
     assert len(long) > 64_000

@@ -2,8 +2,8 @@
 
     python tests/transformers_step.py --config=configs/small.py --config.train.batch_size=16 [--compile]
 
-Same sizes, dropout, masked positions, objective, clipping and AdamW; random tokens without padding, which is to the peer's
-advantage. Prints a JSON line.
+Same sizes, dropout, masked positions, objective, clipping and AdamW; random tokens without padding, which favours
+transformers. Prints a JSON line.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     python -m electra_jax.finetune --config=configs/finetune/chunking.py --config.task.path=FOLDER --init=runs/small
 
-FOLDER holds train.txt and test.txt: a word, its part of speech and its chunk's tag (BIO) a line. Published F1 of
-ELECTRA-Small++: 96.5. Other tags in columns, CoNLL-2003's entities for one, go the same way.
+FOLDER holds train.txt and test.txt; each line has a word, its part of speech and its chunk tag (BIO). Published F1 of
+ELECTRA-Small++: 96.5. Other tags given in columns, such as CoNLL-2003's entities, work the same way.
 """
 
 import ml_collections

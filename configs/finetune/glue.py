@@ -1,4 +1,4 @@
-"""GLUE (Wang et al., 2019) but WNLI, with the reference's hyperparameters (google-research/electra, configure_finetuning.py).
+"""GLUE (Wang et al., 2019) except WNLI, with the reference's hyperparameters (google-research/electra, configure_finetuning.py).
 
     python -m electra_jax.finetune --config=configs/finetune/glue.py:cola --init=runs/small
     python -m electra_jax.finetune --config=configs/finetune/glue.py:all --init=runs/small --config.seeds=5
@@ -20,7 +20,7 @@ _NLI = ("entailment", "neutral", "contradiction")
 _ENTAILED = ("entailment", "not_entailment")
 _SAME = ("not_equivalent", "equivalent")
 
-# name: task, epochs, files of the development and test sets in the official folders.
+# name: task, epochs, its folder in the official data, and the files of the development and test sets there.
 _TASKS = {
     "cola": (
         {"text": _SENTENCE, "label": "label|1", "labels": ("unacceptable", "acceptable"), "metric": "matthews",

@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "learning_rate": 3e-4,
                 "layerwise_decay": 0.8,
                 "warmup_fraction": 0.1,
-                # The reference has none: its first updates are several times as large, which small sets do not forgive.
+                # The reference has none, which makes its first updates several times as large: too large for small data sets.
                 "bias_correction": True,
             },
             "model": {"dtype": "bfloat16"},
