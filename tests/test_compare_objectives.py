@@ -69,6 +69,8 @@ def test_the_lines_of_the_tables_and_the_picture(tmp_path):
     assert ahead[-1] == f"| x | accuracy | {' | '.join(shown)} |" and shown[2].startswith("+0.022 ± ")
     compare_objectives.plot(rows(), tmp_path / "worth.svg")
     assert xml.etree.ElementTree.parse(tmp_path / "worth.svg").getroot().tag.endswith("svg")
+    compare_objectives.plot(rows(), tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == (tmp_path / "worth.svg").read_text()
 
 
 def test_what_stands_in_the_results_is_not_run_again(tmp_path, monkeypatch, capsys):
