@@ -1,5 +1,6 @@
 """Exports a run to Hugging Face: `python -m electra_jax.export --workdir=DIR --out=OUT`."""
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from electra_jax import cli, storage
 from electra_jax.config import MeshConfig
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import UserError
-from electra_jax.interop import hub, huggingface, model_card, tokenizer_files
+from electra_jax.interop import hub, huggingface, importing, model_card, tokenizer_files
 from electra_jax.models.electra import Architecture
 from electra_jax.reporting.writers import rows
 from electra_jax.training import checkpoint, partitioning
@@ -126,6 +127,7 @@ def export(origin: Origin, workdir: epath.Path, out: Path, about: About) -> list
     params = checkpoint.restore_params(origin, abstract_state(config, architecture, mesh).params)
     params = jax.tree.map(np.asarray, params)
     metrics = _held_out(workdir, origin.step)
+    shown = dataclasses.replace(config, tokenizer=importing.described(tokenizer, config.tokenizer))
     cli.make_directory("--out", out)
     written = []
     for part in parts:
@@ -133,7 +135,7 @@ def export(origin: Origin, workdir: epath.Path, out: Path, about: About) -> list
             count = huggingface.write(partial, params, config.model, part, tokenizer.special)
             tokenizer_files.write(tokenizer, partial, saved.trained_length)
             run = model_card.PretrainingRun(
-                config, saved.step, saved.sequences, count, saved.trained_length, metrics, about.languages,
+                shown, saved.step, saved.sequences, count, saved.trained_length, metrics, about.languages,
                 about.license, is_import=not saved.data, name=_name(about.name, part),
             )  # fmt: skip
             card = model_card.text(run, part, huggingface.architecture(config.model, part))

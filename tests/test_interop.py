@@ -14,12 +14,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from sentencepiece import sentencepiece_model_pb2
 
 from conftest import ROOT, embedded_documents, process_env, small_config
 from electra_jax import export, import_checkpoint, minimal_pairs, predict, report
 from electra_jax.config import ModelConfig, TokenizerConfig
 from electra_jax.config_values import FREE
 from electra_jax.data import tokenizer as tokenizer_lib
+from electra_jax.data.sentencepiece_model import SentencePiece
 from electra_jax.errors import UserError
 from electra_jax.interop import huggingface, model_card, tokenizer_files
 from electra_jax.models.electra import Architecture, Text
@@ -113,6 +115,41 @@ def test_text_after_a_mask_has_the_ids_of_training(kind, embedded_texts, tmp_pat
         assert whole[: len(one)] == one  # no token spans the place of the mask
         expected = [made.special.cls, *one, mask, *whole[len(one) :], made.special.sep]
         assert theirs(f"{before}[MASK]{after}")["input_ids"] == expected, (before, after)
+
+
+def test_the_unknown_piece_may_have_another_name(embedded_texts, tmp_path):
+    """As in SentencePiece's own default: no second one is made, whose id the embeddings would not have."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(
+        tokenizer_lib.train(TokenizerConfig(kind="unigram", vocab_size=900), embedded_texts).model
+    )
+    next(piece for piece in proto.pieces if piece.piece == "[UNK]").piece = "<unk>"
+    made = SentencePiece(proto.SerializeToString())
+    tokenizer_files.write(made, tmp_path, 128)
+    (tmp_path / "config.json").write_text('{"model_type": "electra"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (len(theirs), theirs.unk_token, theirs.unk_token_id) == (made.vocab_size, "<unk>", made.special.unk)
+    text = "The [UNK] of 東京"
+    assert theirs(text)["input_ids"][1:-1] == made.encode_batch([text])[0].tolist()
+
+
+def test_added_tokens_are_refused(embedded_texts, tmp_path):
+    """They would be cut into pieces, or be unknown."""
+    made = tokenizer_lib.train(TokenizerConfig(vocab_size=900), embedded_texts)
+    (tmp_path / "made").mkdir()
+    tokenizer_files.write(made, tmp_path / "made", 128)
+    (tmp_path / "made" / "config.json").write_text('{"model_type": "electra"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "made")
+    theirs.add_tokens(["<url>"])
+    theirs.save_pretrained(tmp_path / "more")
+    shutil.copy(tmp_path / "made" / "vocab.txt", tmp_path / "more")
+    with pytest.raises(UserError, match=r"added tokens \(<url>\), which the tokenizer here cannot keep"):
+        tokenizer_files.read(tmp_path / "more", TokenizerConfig())
+    (tmp_path / "made" / "tokenizer.json").unlink()
+    (tmp_path / "made" / "tokenizer_config.json").write_text('{"tokenizer_class": "ElectraTokenizer"}')
+    tokenizer_files.read(tmp_path / "made", TokenizerConfig())
+    (tmp_path / "made" / "added_tokens.json").write_text(json.dumps({"<url>": 900}))
+    with pytest.raises(UserError, match=r"added tokens \(<url>\)"):
+        tokenizer_files.read(tmp_path / "made", TokenizerConfig())
 
 
 def test_tokenizers_by_other_rules_are_refused(embedded_texts, tmp_path):

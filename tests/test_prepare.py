@@ -18,11 +18,13 @@ import pytest
 
 from conftest import ROOT, documents, process_env, run_module, small_config, with_data
 from electra_jax import storage
+from electra_jax.config import TokenizerConfig
 from electra_jax.data import build, dataset, pipeline, sources, survey, work
 from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.data.readers import Broken
 from electra_jax.data.text import SourceText
 from electra_jax.errors import UserError
+from electra_jax.interop import importing
 
 
 def quiet(text: str) -> None:
@@ -207,6 +209,49 @@ def test_new_and_lost_files_are_refused(corpus_file, tmp_path):
     (tmp_path / "b.txt").unlink()
     with pytest.raises(UserError, match=r"changed since .*b\.txt"):
         build.prepare(config, say=quiet)
+    (tmp_path / "b.md").write_text("Of a kind that is not read.")  # hides no change
+    with pytest.raises(UserError, match=r"b\.md is of a kind that is not read"):
+        build.prepare(config_for(tmp_path / "*.*", tmp_path / "datasets"), say=quiet)
+
+
+def test_a_part_that_is_gone_hides_no_change_of_another(corpus_file, tmp_path):
+    for name in ("a", "b"):
+        shutil.copy(corpus_file, tmp_path / f"{name}.txt")
+    config = config_for(f"{tmp_path}/a.txt,{tmp_path}/b.txt", tmp_path / "datasets")
+    build.prepare(config, say=quiet)
+    (tmp_path / "b.txt").unlink()
+    with pytest.raises(UserError, match=r"b\.txt' names no file"):
+        build.prepare(config, say=quiet)
+    (tmp_path / "a.txt").unlink()
+    build.prepare(config, say=quiet)  # prepared elsewhere
+    longer = dataclasses.replace(config, data=dataclasses.replace(config.data, max_seq_length=16))
+    with pytest.raises(UserError, match=r"a\.txt is not there, and not all that these settings need"):
+        build.prepare(longer, say=quiet)
+
+
+def test_brackets_in_the_name_of_a_file(corpus_file, tmp_path):
+    shutil.copy(corpus_file, tmp_path / "corpus [fr].txt")
+    (file,) = sources.make_plan(*sources.corpora(config_for(tmp_path / "corpus [fr].txt", tmp_path).data), 2**30).files
+    assert file["name"].endswith("corpus [fr].txt")
+
+
+def test_case_is_the_sentencepiece_models_own(corpus_file, tmp_path):
+    """A setting that contradicts it is said to have no effect."""
+    train = TokenizerConfig(kind="unigram", vocab_size=300, lowercase=False)
+    cased = tokenizer_lib.train(train, corpus_file.read_text().split("\n\n"))
+    (tmp_path / "cased.model").write_bytes(cased.model)
+    assert (
+        not cased.lowercase
+        and tokenizer_lib.train(dataclasses.replace(train, lowercase=True), ["a b c"] * 99).lowercase
+    )
+    config = config_for(corpus_file, tmp_path / "d")
+    given = dataclasses.replace(train, vocab_file=str(tmp_path / "cased.model"), lowercase=True)
+    said = []
+    build.prepare(dataclasses.replace(config, tokenizer=given), say=said.append)
+    assert any(
+        "tokenizer.lowercase=True has no effect" in line and "keeps case by its own rules" in line for line in said
+    )
+    assert importing.described(cased, given).lowercase is False
 
 
 def test_a_source_that_changes_between_the_runs_of_a_preparation_is_refused(corpus_file, tmp_path):

@@ -20,6 +20,7 @@ from electra_jax.tasks import data as loading
 from electra_jax.tasks.config import TaskConfig
 from electra_jax.tasks.examples import Answer, TaskExample
 from electra_jax.tasks.kinds import check_labels, check_vocabulary, cut_pair
+from electra_jax.tasks.labels import are_of_spans
 from electra_jax.tasks.of_kind import make_kind
 from runs import tokenizer
 
@@ -931,6 +932,28 @@ def test_answers_out_of_logits():
     assert len({one.text for one in prediction.n_best}) == len(prediction.n_best)
 
 
+def test_windows_of_a_context_are_compared_by_the_average_as_by_each_model():
+    """Three equal models average to what each says, also where windows differ in how sure they are."""
+    context = " ".join(f"{word}" for word in ("fox", "dog", "cat", "hen") * 12)
+    kind = answering()
+    example = TaskExample("", "q", ("Who?", context), label=(Answer("fox", 0),))
+    found = kind.features([example])
+    assert len(found) > 2
+    rng = np.random.default_rng(0)
+    outputs = [
+        scale * rng.normal(size=(len(one.input_ids), 2)) for one, scale in zip(found, itertools.cycle((9, 1, 3)))
+    ]
+    (one,) = kind.predictions([example], found, outputs)
+    (several,) = kind.predictions([example], found, [kind.average([output] * 3) for output in outputs])
+    assert [each.text for each in several.n_best] == [each.text for each in one.n_best]
+    assert several.null_odds == pytest.approx(one.null_odds)
+    # The control: probabilities alone know nothing of how sure a window is.
+    (control,) = kind.predictions(
+        [example], found, [super(type(kind), kind).average([output] * 3) for output in outputs]
+    )
+    assert [each.text for each in control.n_best] != [each.text for each in one.n_best]
+
+
 def _said(text: str, start: int, null_odds: float):
     """A prediction, as if read off a model's output."""
     from electra_jax.tasks.question_answering import Candidate, Prediction
@@ -994,6 +1017,8 @@ def test_tags_of_spans_are_measured_as_spans_unless_it_is_said(tmp_path):
     rows = [{"tokens": ["a", "b", "c"], "tags": ["O", "B-X", "I-X"]}, {"tokens": ["d"], "tags": ["O"]}]
     task_data.write_lines(tmp_path / "train.jsonl", rows)
     assert load(tmp_path).task.metric == "span_f1" and load(tmp_path, metric="accuracy").task.metric == "accuracy"
+    for names, are in (("BMES", True), ("BIO", True), ("BI", True), ("IO", False), ("NVB", False), ("B", False)):
+        assert are_of_spans(names) == are, names
     (tmp_path / "info.json").write_text('{"metric": "accuracy"}')
     assert load(tmp_path).task.metric == "accuracy"
     (tmp_path / "info.json").unlink()

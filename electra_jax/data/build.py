@@ -153,8 +153,15 @@ def _missing(targets: Sequence[Target]) -> list[Target]:
 
 def _known_tokenizer(text: SourceText) -> Tokenizer | None:
     """The one that was given, or trained on this text before."""
-    if text.config.tokenizer.vocab_file:
-        return tokenizer_lib.load_vocab_file(text.config.tokenizer)
+    settings = text.config.tokenizer
+    if settings.vocab_file:
+        given = tokenizer_lib.load_vocab_file(settings)
+        if given.lowercase != settings.lowercase:
+            text.say(
+                f"WARNING: tokenizer.lowercase={settings.lowercase} has no effect: {settings.vocab_file} "
+                f"{'lower-cases' if given.lowercase else 'keeps case'} by its own rules"
+            )
+        return given
     path = _tokenizer_path(text)
     if not path.exists():
         return None

@@ -16,7 +16,10 @@ class Tokenizer(abc.ABC):
       vocabulary: tokens in the order of their ids.
       vocab_size: how many.
       special: ids of the special tokens.
+      lowercase: whether it ignores case.
     """
+
+    lowercase: bool
 
     def __init__(self, vocabulary: Sequence[str], special: SpecialTokens, pipeline: tokenizers.Tokenizer):
         self.vocabulary, self.special, self._tokenizer = list(vocabulary), special, pipeline

@@ -106,15 +106,18 @@ def two_segments(
         ids = [special.cls, *first, special.sep, *([*second, special.sep] if second else [])]
         return np.asarray(ids + [special.pad] * (length - len(ids)), np.int32)
 
+    def next_target(rng: np.random.Generator) -> int:
+        return int(rng.integers(5, length + 1)) if rng.random() < 0.05 else length
+
     for index, lines in enumerate(documents):
         rng = np.random.default_rng((12345, *seed, index))
-        target, gathered, count = length, [], 0
+        target, gathered, count = next_target(rng), [], 0
         for line in lines:
             gathered.append(line)
             count += len(line)
             if count >= target:
                 yield example(gathered, target, rng)
                 gathered, count = [], 0
-                target = int(rng.integers(5, length + 1)) if rng.random() < 0.05 else length
-        if gathered:
+                target = next_target(rng)
+        if count:
             yield example(gathered, target, rng)

@@ -31,6 +31,7 @@ class SentencePiece(Tokenizer):
         pieces, special = [piece.piece for piece in proto.pieces], _special(proto)
         super().__init__(pieces, special, pipeline(proto, _unspellable(pieces, special)))
         self.is_unigram = proto.trainer_spec.model_type == proto.trainer_spec.UNIGRAM
+        self.lowercase = proto.normalizer_spec.name.endswith("_cf")  # case folding is part of these rules
 
     def to_json(self) -> dict[str, str]:
         return {"kind": "sentencepiece", "model": base64.b64encode(self.model).decode()}

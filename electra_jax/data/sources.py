@@ -93,13 +93,17 @@ def changed_files(corpus: Corpus, before: Sequence[dict[str, Any]]) -> list[str]
 
 
 def open_file(path: str):
-    """A file of a source, for reading bytes; raises `UserError` where that is not allowed."""
+    """A file of a source, for reading bytes; raises `UserError` where it is gone, or may not be read."""
     if path == EMBEDDED:
         return open(Path(__file__).with_name(EMBEDDED_FILE), "rb")
     try:
         return epath.Path(path).open("rb") if storage.is_remote(path) else open(path, "rb")
     except PermissionError as error:
         raise UserError(f"config.data.source: {path} may not be read ({error.strerror or error})") from None
+    except FileNotFoundError:
+        raise UserError(
+            f"config.data.source: {path} is not there, and not all that these settings need has been made of it yet"
+        ) from None
 
 
 def describe(path: str) -> dict[str, Any]:
@@ -180,7 +184,8 @@ def _matching(pattern: str) -> list[str]:
         found = epath.Path(root).glob(first + star + tail) if star else [epath.Path(pattern)]
         paths = sorted(os.fspath(path) for path in found if path.exists() and not path.is_dir())
     else:
-        found = glob.glob(os.path.expanduser(pattern), recursive=True)
+        path = os.path.expanduser(pattern)
+        found = [path] if os.path.isfile(path) else glob.glob(path, recursive=True)  # [] may be part of a name
         paths = sorted(path for path in found if os.path.isfile(path))
     if not paths:
         raise UserError(f"config.data.source: {pattern!r} names no file")

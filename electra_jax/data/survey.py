@@ -114,7 +114,11 @@ def check_files(data: DataConfig, corpus: Corpus, made: epath.Path, before: Sequ
     """Refuses `made` if the files that it was made from (`before`) have changed since; raises `UserError`."""
     try:
         changed = sources.changed_files(corpus, before)
-    except (UserError, OSError):
+    except OSError:
+        return
+    except UserError:
+        if any(epath.Path(file["name"]).exists() for file in before):
+            raise
         return  # prepared elsewhere: the text itself need not be here
     if changed:
         raise UserError(

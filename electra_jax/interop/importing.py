@@ -49,7 +49,7 @@ def assemble(source: ForeignCheckpoint, config: Config, tokenizer: Tokenizer, re
         config,
         model=source.model,
         data=dataclasses.replace(config.data, max_seq_length=length),
-        tokenizer=_described(tokenizer, config.tokenizer),
+        tokenizer=described(tokenizer, config.tokenizer),
     )
     validate(config)
     architecture = Architecture(config.model, tokenizer.vocab_size)
@@ -161,7 +161,7 @@ def _is_tied_copy(name: str, source: ForeignCheckpoint) -> bool:
     return has_both and ".embeddings." in f".{name}" and source.model.tied_embeddings
 
 
-def _described(tokenizer: Tokenizer, settings: TokenizerConfig) -> TokenizerConfig:
+def described(tokenizer: Tokenizer, settings: TokenizerConfig) -> TokenizerConfig:
     """`settings`, made to describe a tokenizer that was not made from them."""
     settings = dataclasses.replace(settings, vocab_size=tokenizer.vocab_size, vocab_file="")
     if isinstance(tokenizer, WordPiece):
@@ -169,7 +169,9 @@ def _described(tokenizer: Tokenizer, settings: TokenizerConfig) -> TokenizerConf
             settings, kind="wordpiece", lowercase=tokenizer.lowercase, strip_accents=tokenizer.strip_accents
         )
     assert isinstance(tokenizer, SentencePiece)
-    return dataclasses.replace(settings, kind="unigram" if tokenizer.is_unigram else "bpe")
+    return dataclasses.replace(
+        settings, kind="unigram" if tokenizer.is_unigram else "bpe", lowercase=tokenizer.lowercase
+    )
 
 
 def _with_moments(opt_state: optax.OptState, mu: Params, nu: Params, step: int) -> optax.OptState:

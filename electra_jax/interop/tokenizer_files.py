@@ -17,7 +17,7 @@ from electra_jax.data.tokenizer import Tokenizer, WordPiece
 from electra_jax.errors import UserError
 from electra_jax.interop.weights import read_json
 
-_ROLES = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS))
+_ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 _SENTENCEPIECE_FILE = "spiece.model"
 
 
@@ -29,13 +29,15 @@ def write(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
       folder: exists.
       max_length: tokens a model takes, [CLS] and [SEP] included.
     """
+    named = [tokenizer.vocabulary[index] for index in tokenizer.special]  # SentencePiece's may call [UNK] otherwise
+    roles = dict(zip(_ROLES, named))
     config: dict[str, Any] = {
         # Named, since AutoTokenizer would otherwise choose BertTokenizer by the model type, and split text by its rules.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length,
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
-        **_ROLES,
+        **roles,
     }
     made = tokenizer.with_special_names()
     if isinstance(tokenizer, WordPiece):
@@ -50,10 +52,10 @@ def write(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", special.cls), ("[SEP]", special.sep)],
     )
-    made.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    made.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in named])
     made.save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", config)
-    _write_json(folder / "special_tokens_map.json", _ROLES)
+    _write_json(folder / "special_tokens_map.json", roles)
 
 
 def read(folder: Path, default: TokenizerConfig) -> Tokenizer | None:
@@ -108,6 +110,14 @@ _PROBES = (
 
 def _checked(tokenizer: Tokenizer, folder: Path, whole: dict[str, Any]) -> Tokenizer:
     """`tokenizer`, if it gives the ids of the folder's `tokenizer.json` (`whole`, empty where there is none)."""
+    added = {token["content"]: token["id"] for token in whole.get("added_tokens") or ()}
+    added |= _read_json(folder / "added_tokens.json")
+    if lost := [
+        token for token, index in added.items() if index >= tokenizer.vocab_size and token not in SPECIAL_TOKENS
+    ]:
+        raise UserError(
+            f"{folder}: its tokenizer has added tokens ({', '.join(lost[:5])}), which the tokenizer here cannot keep"
+        )
     if not whole:
         return tokenizer
     path, normalizer = folder / "tokenizer.json", whole.get("normalizer") or {}

@@ -72,8 +72,9 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def are_of_spans(names: Iterable[str]) -> bool:
-    """Whether tags stand for spans: BIO, IO, BIOES, BMES, BILOU."""
-    return any(name.startswith(_OF_SPANS) for name in names)
+    """Whether tags stand for spans: BIO, IO, BIOES, BMES, BILOU; also with nothing but these letters, as for words of Chinese."""
+    names = {*names}
+    return any(name.startswith(_OF_SPANS) for name in names) or ({"B"} < names <= {*"BIOESMLU"})
 
 
 def is_text(text: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from electra_jax.errors import UserError
 from electra_jax.tasks import metrics, squad
@@ -93,6 +94,11 @@ class QuestionAnswering(Kind):
             if len(inside) and start <= inside[0] and inside[-1] < end:
                 target = np.asarray([inside[0] + shift, inside[-1] + shift], np.int32)
         return Feature(index, tokens, types, target, places)
+
+    def average(self, outputs):
+        # Windows of a context are compared with each other, so each keeps the size of its logits.
+        size = special.logsumexp(np.asarray(outputs, np.float64), axis=self.probability_axis, keepdims=True).mean(0)
+        return super().average(outputs) + size
 
     def predictions(self, examples, features, outputs):
         found: list[list[tuple[Candidate, ...]]] = [[] for _ in examples]
