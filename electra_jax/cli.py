@@ -181,15 +181,20 @@ def load_finetune_config(path: str, overrides: Sequence[tuple[str, str]]) -> Fin
     return task_config.from_dict(values)
 
 
+def split_word(path: str) -> tuple[str, str]:
+    """`FILE.py:WORD` as (file, word); the word is empty where there is none."""
+    name, _, word = path.rpartition(":")
+    return (name, word) if name.endswith(".py") else (path, "")
+
+
 def read_config(path: str) -> dict[str, Any]:
     """What `get_config()` of the Python file `path` returns, as nested values; `FILE:WORD` calls `get_config(WORD)`.
 
     Raises:
       UserError: for a file that is not there or has no `get_config`.
     """
-    name, colon, word = path.rpartition(":")
-    file = Path(name if colon and name.endswith(".py") else path)
-    words = [word] if colon and name.endswith(".py") else []
+    name, word = split_word(path)
+    file, words = Path(name), [word] if word else []
     if not file.is_file():
         raise UserError(
             f"--config={path}: no such file"

@@ -16,6 +16,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--step", type=int, help="which of its checkpoints (default: the newest)")
     cli.add_json(parser)
     args, overrides = cli.parse(parser, argv)
+    cli.directory("--workdir", args.workdir)
     origin = checkpoint.find_in(args.workdir, args.step)
     saved = checkpoint.read_saved(origin)
     # On the devices at hand, which need not be those it was trained on, nor divide the training batch evenly.

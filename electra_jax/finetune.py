@@ -53,6 +53,7 @@ def main(argv: list[str]) -> int:
     distributed.join(args, TrainConfig())
     wandb_project = config.reporting.wandb_project if distributed.is_first() else ""
     distributed.together(lambda: require_wandb(wandb_project), "Weights & Biases")
+    cli.directory("--init", args.init)
     encoder = distributed.together(lambda: encoders.load(args.init), "reading --init")
     encoder = encoder.fresh() if args.random_weights else encoder
     signal.signal(signal.SIGTERM, cli.end_at_once)
@@ -86,7 +87,7 @@ def _task(config: FinetuneConfig, data: TaskData, encoder: PretrainedEncoder, wo
 
 def _suite(path: str, words: tuple[str, ...], overrides: list, encoder: PretrainedEncoder, workdir: epath.Path) -> int:
     """Runs the configurations of a file one after the other, and prints their results beside the published ones."""
-    file, found = path.rpartition(":")[0] if ".py:" in path else path, []
+    (file, _), found = cli.split_word(path), []
     # All are read before the first one runs, so that a mistake in the last shows now.
     configs = [cli.load_finetune_config(f"{file}:{word}", overrides) for word in words]
     data = distributed.together(lambda: [_measured(config) for config in configs], "reading the tasks")
@@ -127,7 +128,7 @@ def _measured(config: FinetuneConfig) -> TaskData:
 
 
 def _name(path: str, config: FinetuneConfig) -> str:
-    file, _, word = path.rpartition(":") if ".py:" in path else (path, "", "")
+    file, word = cli.split_word(path)
     task = word or Path(config.task.path.removeprefix("tfds:")).name
     return "-".join(part.replace("/", "-").replace(",", "-") for part in (Path(file).stem, task) if part)
 

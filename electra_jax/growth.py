@@ -16,7 +16,7 @@ from etils import epath
 from electra_jax import cli, memory
 from electra_jax.analysis.flops import step_flops
 from electra_jax.config import Config, MeshConfig
-from electra_jax.errors import missing_extra
+from electra_jax.errors import UserError, missing_extra
 from electra_jax.objectives.layout import TokenIds
 from electra_jax.training.setup import Setup, mesh_of
 
@@ -52,6 +52,8 @@ def main(argv: list[str]) -> None:
     args, overrides = cli.parse(parser, argv)
     if args.plot:
         _require_matplotlib()  # before minutes of work
+        if args.plot.suffix not in (".svg", ".png"):
+            raise UserError(f"--plot={args.plot} must end in .svg or .png")
     config = cli.load_config(args.config, overrides)
     memory.set_up()
     cli.use_compilation_cache(epath.Path("runs") / "compilation_cache")

@@ -23,9 +23,9 @@ class Inputs:
         self._held_out = {length: pipeline.held_out(sets) for length, sets in prepared.sets.items()}
         self.has_held_out = bool(self._held_out[config.data.max_seq_length])
 
-    def num_sequences(self, length: int) -> int:
-        """Training sequences of this length, of all sources."""
-        return len(self._sequences[length])
+    def epochs(self, length: int, count: int) -> float:
+        """How often `count` training sequences of this length go through the text, or the part of it that is read most often."""
+        return self._sequences[length].epochs(count)
 
     def read_per_used(self, length: int) -> float:
         """Bytes that this process has read for each that it used, of the data of this length."""

@@ -50,7 +50,12 @@ def main(argv: list[str]) -> int:
     distributed.add_arguments(parser)
     args, overrides = cli.parse(parser, argv)
     config = cli.load_config(args.config, overrides)
-    workdir = cli.directory("--workdir", args.workdir or f"runs/{Path(args.config).stem}")
+    for flag, value in (("--init", args.init), ("--branch", args.branch)):
+        if value:
+            cli.directory(flag, value)
+    file, word = cli.split_word(args.config)
+    name = "-".join(filter(None, (Path(file).stem, word.replace("/", "-"))))
+    workdir = cli.directory("--workdir", args.workdir or f"runs/{name}")
     memory.set_up()
     cli.use_compilation_cache(workdir.parent / "compilation_cache")
     distributed.join(args, config.train)
@@ -75,7 +80,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
     origin, weights = distributed.together(
         lambda: resume.find_origin(workdir, init, branch), "the checkpoint to begin with"
     )
-    distributed.check_same(str(origin), "the checkpoint to go on from")
+    distributed.check_same(f"{origin or weights}", "the checkpoint to begin with")
     distributed.check_same_settings({name: value for name, (value, _) in config_values.leaves(config).items()})
     saved = distributed.together(lambda: checkpoint.read_saved(origin) if origin else None, "reading the checkpoint")
     evaluation_due = False
@@ -154,7 +159,9 @@ def _show(info: dict[str, Any], setup: Setup, workdir: epath.Path) -> None:
 def _never_reached(config: Config) -> Iterator[str]:
     """Warnings of what a run is too short to reach, as when a recipe's steps were lowered for a trial."""
     optimizer, steps = config.optimizer, config.train.num_train_steps
-    if optimizer.warmup_steps + optimizer.cooldown_steps >= steps:
+    left = steps - optimizer.warmup_steps - optimizer.cooldown_steps
+    # With a cooldown the step at which the warm-up ends is at the peak; other schedules have begun to fall before.
+    if left < 0 or (left == 0 and not optimizer.cooldown_steps):
         what = f"config.optimizer.warmup_steps={optimizer.warmup_steps}"
         what += f" and cooldown_steps={optimizer.cooldown_steps}" if optimizer.cooldown_steps else ""
         yield (
@@ -226,7 +233,7 @@ def _phases(config: Config, inputs: Inputs) -> list[dict[str, Any]]:
         sequences = steps * batch_size
         found.append(
             {"length": length, "batch_size": batch_size, "steps": steps, "tokens": sequences * length,
-             "epochs": sequences / inputs.num_sequences(length)}
+             "epochs": inputs.epochs(length, sequences)}
         )  # fmt: skip
         begin = end
     return found

@@ -32,7 +32,7 @@ case $ACTION in
     require bucket "gs://..., for the work directory"
     require zone "of the cluster's TPU nodes, such as us-central1-a"
     require config "such as configs/small.py"
-    [[ -f $ROOT/${OPTION[config]} ]] || die "--config=${OPTION[config]}: no such file under $ROOT"
+    [[ -f $ROOT/${OPTION[config]%%:*} ]] || die "--config=${OPTION[config]}: no such file under $ROOT"
     need gcloud "see https://cloud.google.com/sdk/docs/install"
     check_bucket "${OPTION[bucket]}" "${OPTION[zone]}"
     ask found kubectl get crd jobsets.jobset.x-k8s.io > /dev/null \

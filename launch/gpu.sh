@@ -15,7 +15,7 @@ is_running() {
 case $ACTION in
   start)
     require config "such as configs/small.py"
-    [[ -f ${OPTION[config]} ]] || die "--config=${OPTION[config]}: no such file"
+    [[ -f ${OPTION[config]%%:*} ]] || die "--config=${OPTION[config]}: no such file"
     need nvidia-smi "this needs an NVIDIA driver"
     ! is_running || die "--workdir=${OPTION[workdir]}: a run is going on there, process $(cat "$PID")"
     version=$(ask 3.12 "${OPTION[python]}" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || die "--python=${OPTION[python]} does not run"

@@ -50,7 +50,10 @@ case $ACTION in
     require workdir "a directory that all nodes share"
     need sbatch "run this on a login node"
     need srun "run this on a login node"
-    [[ -f ${OPTION[config]} || -f $ROOT/${OPTION[config]} ]] || die "--config=${OPTION[config]}: no such file"
+    file=${OPTION[config]%%:*}
+    # The job runs in $ROOT.
+    [[ $file == /* || -f $ROOT/$file ]] || OPTION[config]=$PWD/${OPTION[config]}
+    [[ -f $file || -f $ROOT/$file ]] || die "--config=$file: no such file"
     if [[ $DRY_RUN == 0 ]]; then
       (cd "$ROOT" && "${OPTION[python]}" -c 'import electra_jax') 2> /dev/null \
         || die "--python=${OPTION[python]} has no electra_jax: python3.12 -m venv .venv && .venv/bin/pip install -e '.[cuda]' in $ROOT"

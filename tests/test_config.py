@@ -213,3 +213,16 @@ def test_configs_use_ml_collections_only():
     for path in CONFIGS:
         imports = [line for line in path.read_text().splitlines() if line.startswith(("import", "from"))]
         assert imports == ["import ml_collections"], path
+
+
+@pytest.mark.parametrize(
+    ("path", "parts"),
+    [
+        ("a/b.py", ("a/b.py", "")),
+        ("a/b.py:x", ("a/b.py", "x")),
+        ("b.py:x,y", ("b.py", "x,y")),
+        ("a:b/c.py", ("a:b/c.py", "")),
+    ],
+)
+def test_the_word_behind_a_file(path, parts):
+    assert cli.split_word(path) == parts

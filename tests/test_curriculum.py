@@ -64,6 +64,7 @@ def test_batches_of_each_phase_from_any_position(config):
         ({**CURRICULUM, "curriculum_lengths": [8, 32]}, {}, "below data.max_seq_length, 32"),
         ({**CURRICULUM, "curriculum_lengths": [8, 8]}, {}, "different lengths"),
         (CURRICULUM, {"curriculum_batch_sizes": [8]}, "one for each of (8, 16)"),
+        ({**CURRICULUM, "curriculum_steps": [-5, 5]}, {}, "steps above 0"),
         (
             CURRICULUM,
             {"curriculum_batch_sizes": [9, 8], "gradient_accumulation_steps": 2},

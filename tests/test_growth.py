@@ -4,9 +4,10 @@ import xml.etree.ElementTree
 
 import pytest
 
-from conftest import run_module
+from conftest import ROOT, run_module
 from electra_jax import growth
 from electra_jax.config_loading import from_dict
+from electra_jax.errors import UserError
 
 CONFIG = from_dict(
     {
@@ -52,3 +53,8 @@ def test_a_size_is_timed_and_drawn(tmp_path):
 def test_a_wrong_number_of_steps_is_refused(tmp_path):
     done = run_module("growth", "--config=small.py", "--steps=0", cwd=tmp_path)
     assert done.returncode == 2 and "--steps: 0" in done.stderr
+
+
+def test_a_picture_of_a_kind_that_cannot_be_drawn_is_refused_before_anything_is_measured():
+    with pytest.raises(UserError, match=r"--plot=growth.xyz must end in .svg or .png"):
+        growth.main([f"--config={ROOT / 'configs/tiny.py'}", "--plot=growth.xyz"])

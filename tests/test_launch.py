@@ -85,12 +85,12 @@ class Place:
         (self.bin / "rules").write_text(json.dumps(list({**usual, **rules}.items())))
         (self.bin / "calls").write_text("")
 
-    def run(self, script: str, *arguments: str, **env: str) -> subprocess.CompletedProcess:
+    def run(self, script: str, *arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess:
         path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
         command = ["bash", str(self.root / "launch" / script), *arguments]
         return subprocess.run(
-            command, cwd=self.root, env=process_env({"PATH": path, **env}), capture_output=True, text=True, timeout=120
-        )
+            command, cwd=cwd or self.root, env=process_env({"PATH": path, **env}), capture_output=True, text=True, timeout=120
+        )  # fmt: skip
 
     @property
     def calls(self) -> list[list[str]]:
@@ -114,9 +114,9 @@ STARTS = [
     ("tpu_vm.sh", ["start", *TPU]),
     ("tpu_pod.sh", ["start", *TPU]),
     ("tpu_pod.sh", ["watch", *TPU]),
-    ("gke.sh", ["start", "--name=mine", "--image=i:1", "--zone=us-central1-a", "--bucket=gs://b", "--config=configs/small.py"]),
-    ("slurm.sh", ["start", "--workdir=/shared/run", "--config=configs/small.py"]),
-    ("gpu.sh", ["start", "--workdir=run", "--config=configs/small.py"]),
+    ("gke.sh", ["start", "--name=mine", "--image=i:1", "--zone=us-central1-a", "--bucket=gs://b", "--config=configs/mini.py:tied"]),
+    ("slurm.sh", ["start", "--workdir=/shared/run", "--config=configs/mini.py:tied"]),
+    ("gpu.sh", ["start", "--workdir=run", "--config=configs/mini.py:tied"]),
 ]  # fmt: skip
 
 
@@ -330,6 +330,18 @@ def test_a_pod_that_is_preempted_fails_so_that_the_set_starts_again(place, tmp_p
     # A pod that ends because another failed waits, so that the other's status is seen first.
     begin = time.monotonic()
     assert start("raise SystemExit(75)").wait(60) == 75 and time.monotonic() - begin > 15
+
+
+def test_a_slurm_job_finds_the_configuration_of_the_folder_it_was_submitted_from(place, tmp_path):
+    """The job itself runs in the repository."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "own.py").write_text("")
+    flags = ["--workdir=/shared/run", f"--python={sys.executable}", "--dry_run"]
+    for config, shown in (("own.py:x", f"{tmp_path}/mine/own.py:x"), ("configs/small.py", "configs/small.py")):
+        done = place.run("slurm.sh", "start", *flags, f"--config={config}", cwd=tmp_path / "mine")
+        assert done.returncode == 0 and f"--config={shown}" in done.stdout, (done.stdout, done.stderr)
+    done = place.run("slurm.sh", "start", *flags, "--config=no.py", cwd=tmp_path / "mine")
+    assert done.returncode == 2 and "--config=no.py: no such file" in done.stderr
 
 
 def test_a_slurm_job_is_submitted_and_requeued(place, tmp_path):

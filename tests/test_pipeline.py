@@ -264,3 +264,11 @@ def test_more_shards_than_files_may_be_open(corpus_file, tmp_path, monkeypatch):
 
 def test_defaults_shuffle_fully():
     assert DataConfig().shuffle == "full" and DataConfig().shuffle_block % RECORD_SEQUENCES == 0
+
+
+def test_epochs_are_of_the_part_that_is_read_most_often():
+    mixed = object.__new__(pipeline.Sequences)
+    mixed.shares, mixed._sources = [0.5, 0.5], [range(90), range(10)]
+    assert mixed.epochs(100) == 5.0
+    mixed.shares = [90.0, 10.0]  # each once an epoch
+    assert mixed.epochs(100) == 1.0

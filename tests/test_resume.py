@@ -14,12 +14,13 @@ from etils import epath
 
 from conftest import process_env, small_config
 from electra_jax import cli, resume, train
-from electra_jax.config import CheckpointConfig
+from electra_jax.config import CheckpointConfig, MeshConfig
 from electra_jax.data import build
 from electra_jax.errors import UserError
 from electra_jax.models.electra import by_name
-from electra_jax.training import checkpoint
+from electra_jax.training import checkpoint, partitioning
 from electra_jax.training.checkpoint import Checkpoints, Origin, Saved
+from electra_jax.training.interrupts import Interrupts
 from electra_jax.training.setup import Setup
 from electra_jax.workdir import locked
 from runs import make_run, restored, tokenizer
@@ -103,8 +104,8 @@ def test_epochs_are_of_the_steps_that_are_taken():
     """Steps of a curriculum beyond the end of the run are not counted."""
 
     class Inputs:
-        def num_sequences(self, length):
-            return 80
+        def epochs(self, length, count):
+            return count / 80
 
     lengths = {"curriculum_lengths": (16,), "curriculum_steps": (900,)}
     config = small_config(data=lengths, train={"num_train_steps": 100})
@@ -150,3 +151,16 @@ def test_no_memory_and_a_full_disk_are_one_line_and_status_3(capsys):
     other = code.replace("jnp.zeros(2**60).block_until_ready()", "1 / 0")
     done = subprocess.run([sys.executable, "-c", other], env=process_env(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr  # the control
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_an_evaluation_that_looks_for_signals_loses_no_save_that_was_agreed_on(is_alone):
+    """It polls on the way from the poll that says a checkpoint is due to the step at which it is made."""
+    interrupts = Interrupts(partitioning.make_mesh(MeshConfig(), jax.devices()[:2]))
+    interrupts._is_alone, interrupts._none = is_alone, interrupts._flags(0)  # several processes, as far as it can tell
+    interrupts.poll(True)
+    for _ in range(3):
+        interrupts.poll()
+    assert interrupts.save_is_agreed
+    interrupts.poll(False)
+    assert not interrupts.save_is_agreed

@@ -45,7 +45,9 @@ def replaced_token_detection(model: Electra, example: Example, config: Config) -
         "disc_recall": losses.mean(predicted, is_replaced),
         "replaced_share": losses.mean(is_replaced, real),
     }
-    counted = jnp.ones_like(real) if config.evaluation.disc_auc_padding == "counted" else real
+    # Not the rows that fill up the last batch of an evaluation: their number goes by the size of the batch.
+    in_records = jnp.broadcast_to(real.any(-1, keepdims=True), real.shape)
+    counted = in_records if config.evaluation.disc_auc_padding == "counted" else real
     ranked = jnp.where(real, jax.lax.stop_gradient(scores), -jnp.inf)
     return Terms(
         losses={"masked_lm_loss": filled.loss, "disc_loss": losses.mean(disc_loss, real)},

@@ -49,21 +49,23 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def poll(self, save_is_due: bool = False) -> signal.Signals | None:
+    def poll(self, save_is_due: bool | None = None) -> signal.Signals | None:
         """The signal that all processes stop for, once there is one. All must call it at the same points.
 
         Args:
-          save_is_due: whether it is time for a checkpoint; `save_is_agreed` then says so on all processes.
+          save_is_due: whether it is time for a checkpoint; `save_is_agreed` then says so on all processes. None, as from within
+            an evaluation, leaves standing what was agreed on.
         """
         self._sign_of_life()
+        before = self.save_is_agreed and save_is_due is None
         if self._is_alone:
-            self.save_is_agreed = save_is_due
+            self.save_is_agreed = before or bool(save_is_due)
             return self.received
         if self._agreed is None:
-            number = 2 * int(self.received or 0) + (save_is_due and jax.process_index() == 0)
+            number = 2 * int(self.received or 0) + (bool(save_is_due) and jax.process_index() == 0)
             previous, self._pending = self._pending, self._highest(self._flags(number) if number else self._none)
             number = 0 if previous is None else int(previous)
-            self.save_is_agreed = number == 1  # with a signal all is saved anyway
+            self.save_is_agreed = before or number == 1  # with a signal all is saved anyway
             self._agreed = signal.Signals(number // 2) if number > 1 else None
         return self._agreed
 
