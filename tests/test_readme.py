@@ -167,7 +167,7 @@ ELSEWHERE = {
     "google/electra-small-discriminator": "exported/discriminator",
     "google/electra-small-generator": "exported/generator",
     "v5e:16x16": "v5e:2x2",
-    "runs/masked_lm-1-x2@3792": "runs/mini",  # what the command before it leaves
+    "runs/masked_lm-1-x2@3792": "runs/mini-masked_lm",  # what the command before it leaves
 }
 
 
