@@ -165,6 +165,9 @@ class Sequences:
                     "sequences, too small to be mixed in evenly; raise its weight, or join it with another part"
                 )
 
+    def __len__(self) -> int:
+        return sum(map(len, self._sources))
+
     def epochs(self, count: int) -> float:
         """How often `count` sequences go through the source that is read most often."""
         return max(count * share / sum(self.shares) / len(each) for share, each in zip(self.shares, self._sources))
