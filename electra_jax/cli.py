@@ -187,6 +187,11 @@ def split_word(path: str) -> tuple[str, str]:
     return (name, word) if name.endswith(".py") else (path, "")
 
 
+def run_name(file: str, word: str) -> str:
+    """What a run of a configuration is called where nobody names it: by the file, and by its word or task, if there is one."""
+    return "-".join(part.replace("/", "-").replace(",", "-") for part in (Path(file).stem, word) if part)
+
+
 def read_config(path: str) -> dict[str, Any]:
     """What `get_config()` of the Python file `path` returns, as nested values; `FILE:WORD` calls `get_config(WORD)`.
 

@@ -130,7 +130,7 @@ def _measured(config: FinetuneConfig) -> TaskData:
 def _name(path: str, config: FinetuneConfig) -> str:
     file, word = cli.split_word(path)
     task = word or Path(config.task.path.removeprefix("tfds:")).name
-    return "-".join(part.replace("/", "-").replace(",", "-") for part in (Path(file).stem, task) if part)
+    return cli.run_name(file, task)
 
 
 if __name__ == "__main__":

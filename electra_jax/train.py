@@ -4,7 +4,6 @@ import contextlib
 import json
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -53,9 +52,7 @@ def main(argv: list[str]) -> int:
     for flag, value in (("--init", args.init), ("--branch", args.branch)):
         if value:
             cli.directory(flag, value)
-    file, word = cli.split_word(args.config)
-    name = "-".join(filter(None, (Path(file).stem, word.replace("/", "-"))))
-    workdir = cli.directory("--workdir", args.workdir or f"runs/{name}")
+    workdir = cli.directory("--workdir", args.workdir or f"runs/{cli.run_name(*cli.split_word(args.config))}")
     memory.set_up()
     cli.use_compilation_cache(workdir.parent / "compilation_cache")
     distributed.join(args, config.train)
@@ -80,7 +77,7 @@ def train(config: Config, workdir: epath.Path, init: str | None = None, branch: 
     origin, weights = distributed.together(
         lambda: resume.find_origin(workdir, init, branch), "the checkpoint to begin with"
     )
-    distributed.check_same(f"{origin or weights}", "the checkpoint to begin with")
+    distributed.check_same(str(origin or weights), "the checkpoint to begin with")
     distributed.check_same_settings({name: value for name, (value, _) in config_values.leaves(config).items()})
     saved = distributed.together(lambda: checkpoint.read_saved(origin) if origin else None, "reading the checkpoint")
     evaluation_due = False
