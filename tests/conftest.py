@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,7 @@ import jax
 import numpy as np
 import pytest
 
+from commands import Command
 from electra_jax import config as config_lib
 from electra_jax import config_loading
 from electra_jax.data import build, pipeline, readers, sources
@@ -156,13 +158,18 @@ def config_file(path: Path, values: dict) -> Path:
 
 
 def run_module(
-    module: str, *arguments, cwd: Path, env: dict[str, str] | None = None, **options
+    module: str, *arguments, cwd: Path, env: dict[str, str] | None = None, input: str = ""
 ) -> subprocess.CompletedProcess:
-    """Runs `python -m electra_jax.MODULE` as a user would, in `cwd`."""
-    command = [sys.executable, "-m", f"electra_jax.{module}", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env=process_env(env), capture_output=True, text=True, timeout=600, **options
-    )
+    """Runs `python -m electra_jax.MODULE` in `cwd` to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        stdin, output, errors = (Path(folder) / name for name in ("stdin", "output", "errors"))
+        stdin.write_text(input)
+        command = Command(module, *arguments, cwd=cwd, env=process_env(env), output=output, errors=errors, stdin=stdin)
+        try:
+            status = command.wait(600)
+        finally:
+            command.kill()
+        return subprocess.CompletedProcess([module, *arguments], status, output.read_text(), errors.read_text())
 
 
 _ONE_AFTER_THE_OTHER = """

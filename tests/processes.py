@@ -2,10 +2,10 @@
 
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+from commands import Command
 from conftest import SMALL, config_file, process_env
 
 MESH = ["--config.mesh.fsdp=2"]
@@ -31,28 +31,18 @@ class Group:
             "JAX_NUM_CPU_DEVICES": str(4 // count), "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
         })  # fmt: skip
         workdirs = [workdir] * count if isinstance(workdir, str) else workdir
-        self.logs, self.processes, self.workdir = [], [], place / workdirs[0]
+        self.processes, self.workdir = [], place / workdirs[0]
         for index in range(count):
             flags = [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={index}"]
-            command = [sys.executable, "-m", f"electra_jax.{module}", f"--workdir={workdirs[index]}"]
-            command += [] if any(one.startswith("--config=") for one in overrides) else ["--config=small.py"]
+            words = [f"--workdir={workdirs[index]}", *(flags if count > 1 else []), *overrides]
+            words += [] if any(one.startswith("--config=") for one in overrides) else ["--config=small.py"]
             log = place / f"{workdirs[0]}-{port}-{index}.log"
-            with log.open("w") as file:
-                self.processes.append(
-                    subprocess.Popen(
-                        [*command, *(flags if count > 1 else []), *overrides],
-                        cwd=place,
-                        env=env,
-                        stdout=file,
-                        stderr=file,
-                    )
-                )
-            self.logs.append(log)
+            self.processes.append(Command(module, *words, cwd=place, env=env, output=log))
 
     def texts(self) -> list[str]:
-        return [log.read_text() for log in self.logs]
+        return [process.text() for process in self.processes]
 
-    def wait(self, seconds: float = 240) -> list[int]:
+    def wait(self, seconds: float = 600) -> list[int]:
         """The exit statuses."""
         end = time.monotonic() + seconds
         try:
@@ -62,7 +52,7 @@ class Group:
         finally:
             self.kill()
 
-    def wait_for(self, condition, seconds: float = 240) -> None:
+    def wait_for(self, condition, seconds: float = 600) -> None:
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end or any(process.poll() is not None for process in self.processes):

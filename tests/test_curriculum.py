@@ -93,7 +93,7 @@ def test_killed_at_and_after_a_switch_it_ends_the_same(tmp_path, corpus_file):
         process = start(tmp_path, "killed")
         wait_for(lambda: (tmp_path / "killed" / "checkpoints" / str(moment)).exists(), process)  # noqa: B023
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.wait()
     last = train(tmp_path, "killed")
     assert last.returncode == 0, last.stdout + last.stderr
     saved = [checkpoint.read_saved(Origin(tmp_path / "killed" / "checkpoints", step)) for step in (4, 8)]

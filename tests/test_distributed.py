@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 import task_data
-from conftest import process_env
+from conftest import process_env, run_module
 from electra_jax import distributed
 from electra_jax.errors import OthersFailed, UserError
 from electra_jax.training import checkpoint
@@ -115,31 +115,23 @@ def test_work_directories_that_are_not_shared(place):
 
 
 def test_a_process_that_cannot_join_is_an_error(place):
-    env = process_env()
-    command = [sys.executable, "-m", "electra_jax.train", "--config=small.py", "--workdir=alone"]
+    command = ["train", "--config=small.py", "--workdir=alone"]
     for flags, part in (
         (["--coordinator=localhost:1", "--num_processes=2"], "given without --process_id"),
         (["--coordinator=localhost", "--num_processes=2", "--process_id=1"], "localhost must be HOST:PORT"),
         (["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"], "--process_id=2 must be from 0 to 1"),
     ):
-        done = subprocess.run([*command, *flags], cwd=place, env=env, capture_output=True, text=True, timeout=120)
+        done = run_module(*command, *flags, cwd=place)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert part in done.stderr
     flags = ["--coordinator=localhost:1", "--num_processes=2", "--process_id=1", "--config.train.join_timeout=5"]
-    done = subprocess.run([*command, *flags], cwd=place, env=env, capture_output=True, text=True, timeout=120)
+    done = run_module(*command, *flags, cwd=place)
     assert (done.returncode, done.stderr.count("\n")) == (75, 1), done.stderr
     assert "could not join the others at localhost:1 within config.train.join_timeout=5 s" in done.stderr
     # Under SLURM, with several tasks, and nobody there.
     slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0",
              "SLURM_STEP_NODELIST": "localhost", "JAX_COORDINATOR_PORT": "1"}  # fmt: skip
-    done = subprocess.run(
-        [*command, "--config.train.join_timeout=5"],
-        cwd=place,
-        env=env | slurm,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run_module(*command, "--config.train.join_timeout=5", cwd=place, env=slurm)
     assert (done.returncode, done.stderr.count("\n")) == (75, 1), done.stderr
     assert "could not join the others" in done.stderr and not (place / "alone").exists()
 

@@ -16,6 +16,7 @@ from etils import epath
 from scipy import special, stats
 
 import task_data
+from commands import Command
 from conftest import ROOT, process_env, run_module
 from electra_jax import export, predict
 from electra_jax.cli import load_finetune_config
@@ -181,25 +182,16 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(place):
     flags = ["--config.train.epochs=4", "--config.evaluation.interval_epochs=1.0", "--config.max_restarts=0"]
     whole = finetune(place, "regression", "whole", *flags)
     assert whole.returncode == 0, whole.stderr
-    command = [
-        sys.executable,
-        "-m",
-        "electra_jax.finetune",
-        CONFIG,
-        task_of(place, "regression"),
-        "--init=pretrained",
-    ]
-    command += ["--workdir=stopped", *FAST, *flags]
+    arguments = [CONFIG, task_of(place, "regression"), "--init=pretrained", "--workdir=stopped", *FAST, *flags]
     # Stopped at its first step, and then right after an evaluation, which the resumed run has to know of.
     for number, status, part in ((signal.SIGTERM, 0, '"loss"'), (signal.SIGINT, 130, '"eval/')):
-        process = subprocess.Popen(
-            command, cwd=place, env=process_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        log = place / f"stopped-{number}.log"
+        process = Command("finetune", *arguments, cwd=place, env=process_env(), output=log)
         path, end = place / "stopped" / "seed-0" / "metrics.jsonl", time.monotonic() + 240
         while not (path.exists() and part in path.read_text()) and process.poll() is None and time.monotonic() < end:
             time.sleep(0.002)
         process.send_signal(number)
-        output = process.communicate(timeout=120)[0]
+        output = process.output()
         assert process.returncode == status, output
         assert re.search(r"(preempted|stopped) at step \d+ of 20, seed 0; the same command goes on", output), output
     last = finetune(place, "regression", "stopped", *flags)
@@ -590,6 +582,7 @@ def test_an_encoder_is_the_same_from_wherever_it_comes(tiny_job, place, tmp_path
     for name in ("exported", "exported/discriminator", "imported"):
         other = Job(job.config, job.data, encoder.load(str(tmp_path / name)), print)
         jax.tree.map(np.testing.assert_array_equal, job.initial(0), other.initial(0))
+        assert other.fingerprint() == job.fingerprint()
         for one, same in zip(job.train, other.train, strict=True):
             np.testing.assert_array_equal(one.input_ids, same.input_ids)
 
@@ -606,13 +599,26 @@ def test_a_task_in_another_script_than_the_encoders_is_refused(tiny_job, tmp_pat
 def test_settings_may_change_until_there_is_something_to_go_on_from(tiny_job, tmp_path):
     from electra_jax.tasks.seeds import _check_same
 
-    _check_same(tiny_job(), epath.Path(tmp_path))
-    other = tiny_job(train={"batch_size": 16})
-    _check_same(other, epath.Path(tmp_path))  # as after a start that ran out of memory
+    def check(job):
+        _check_same(job, job.fingerprint(), epath.Path(tmp_path))
+
+    check(tiny_job())
+    check(tiny_job(train={"batch_size": 16}))  # as after a start that ran out of memory
     (tmp_path / "seed-0").mkdir()
     (tmp_path / "seed-0" / "result.json").write_text("{}")
     with pytest.raises(UserError, match="holds runs with train.batch_size=16, now 32"):
-        _check_same(tiny_job(), epath.Path(tmp_path))
+        check(tiny_job())
+    job = tiny_job(train={"batch_size": 16})
+    check(job)
+    # What the data decide counts too, and so do the encoder's weights: another run may have the same path.
+    decided = job.data
+    job.data = dataclasses.replace(decided, task=dataclasses.replace(decided.task, metric="f1"))
+    with pytest.raises(UserError, match="holds runs with task.metric='accuracy', now 'f1'"):
+        check(job)
+    job.data = decided
+    job.start_from({**job.initial(0), "shared": jax.tree.map(lambda x: x + 1e-6, job.initial(0)["shared"])})
+    with pytest.raises(UserError, match="holds runs of another encoder, from .*pretrained/checkpoints/"):
+        check(job)
 
 
 def test_a_suite_needs_a_split_that_is_labelled_throughout(tmp_path):
@@ -637,6 +643,12 @@ def test_a_home_directory_and_an_unfinished_run_are_known_to_export(place, tmp_p
     (tmp_path / "run" / "seed-0" / "model" / "task.json").write_text("{}")
     with pytest.raises(UserError, match="run is not finished: of its seeds there are seed-0"):
         export.main([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out2'}"])
+    # A fine-tuning within the work directory of its encoder does not hide that.
+    shutil.copytree(place / "pretrained", tmp_path / "whole")
+    (tmp_path / "whole" / "tuned" / "model").mkdir(parents=True)
+    (tmp_path / "whole" / "tuned" / "model" / "task.json").write_text("{}")
+    export.main([f"--workdir={tmp_path / 'whole'}", f"--out={tmp_path / 'out3'}"])
+    assert (tmp_path / "out3" / "discriminator" / "model.safetensors").is_file()
 
 
 def test_a_glue_task_that_is_not_there():
@@ -824,7 +836,7 @@ def test_predict_names_what_it_cannot_label(place, tiny_job, tmp_path):
         assert said.returncode == 2 and message in said.stderr and said.stderr.count("\n") == 1, said.stderr
 
 
-def test_predict_says_what_it_did_not_read_and_loses_nothing(place, tiny_job, tmp_path, capsys):
+def test_predict_says_what_it_did_not_read_and_loses_nothing(place, tiny_job, tmp_path, capsys, monkeypatch):
     """Words from standard input after a byte order mark, with another field name; texts that are cut; unusable files."""
     from electra_jax.tasks.folder import write
 
@@ -848,6 +860,21 @@ def test_predict_says_what_it_did_not_read_and_loses_nothing(place, tiny_job, tm
     with pytest.raises(UserError, match="in.txt is the input, which would be lost"):
         predict.main([model, f"--input={place}", f"--output={tmp_path}/./in.txt"])
     assert place.read_text().startswith("short")
+    with place.open() as same, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdin", same)
+        with pytest.raises(UserError, match="in.txt is the input, which would be lost"):
+            predict.main([model, f"--output={place}"])
+    # A file of labels is replaced only when all is labelled; a carriage return within a line makes no second one of it.
+    labels, bad = tmp_path / "labels.jsonl", tmp_path / "bad.txt"
+    predict.main([model, f"--input={place}", f"--output={labels}"])
+    before = labels.read_text()
+    bad.write_text("one\n\n")
+    with pytest.raises(UserError, match="bad.txt:2 is empty"):
+        predict.main([model, f"--input={bad}", f"--output={labels}"])
+    assert labels.read_text() == before and before.count("\n") == 2
+    bad.write_bytes(b"one\rtwo\nthree\n")
+    predict.main([model, f"--input={bad}", f"--output={labels}"])
+    assert [row["id"] for row in lines(labels)] == ["0", "1"]
     with pytest.raises(UserError, match="in.csv: what is in it does not follow from its name; set --format"):
         predict.main([model, f"--input={tmp_path / 'in.csv'}"])
 

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import filelock
 import numpy as np
 import pytest
 
+from commands import Command
 from conftest import ROOT, documents, process_env, run_module, small_config, with_data
 from electra_jax import storage
 from electra_jax.config import TokenizerConfig
@@ -411,16 +411,15 @@ def wait_until(come) -> None:
         time.sleep(0.05)
 
 
-def kill_when(command, cwd, come) -> None:
-    """Runs a command, and kills it as soon as `come()`."""
-    process = subprocess.Popen(command, cwd=cwd, env=process_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def kill_when(arguments, cwd, come) -> None:
+    """Prepares, and is killed as soon as `come()`."""
+    process = Command("prepare", *arguments, cwd=cwd, env=process_env(), output=cwd / "killed.log")
     deadline = time.monotonic() + 120
     while not come():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        assert process.poll() is None and time.monotonic() < deadline, process.text()
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
 
 
 @pytest.mark.slow
@@ -433,7 +432,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
     complete = run_module("prepare", *shared, "--config.data.directory=complete", cwd=tmp_path)
     assert complete.returncode == 0, complete.stderr
     (whole,) = (tmp_path / "complete").glob("electra_records/*/*")
-    command = [sys.executable, "-m", "electra_jax.prepare", *shared, "--config.data.directory=killed"]
+    arguments = [*shared, "--config.data.directory=killed"]
     before = {}
     stages = [
         ("corpora/*/[0-9]*.json", 3),
@@ -441,7 +440,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
         *(("electra_records/*/*/shards/*.json", n) for n in (1, 9, 20)),
     ]
     for pattern, count in stages:
-        kill_when(command, tmp_path, lambda: len(list((tmp_path / "killed").glob(pattern))) >= count)  # noqa: B023
+        kill_when(arguments, tmp_path, lambda: len(list((tmp_path / "killed").glob(pattern))) >= count)  # noqa: B023
         written = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.json") if p.name[0].isdigit()}
         assert before.items() <= written.items()  # what was done is not done again
         assert not list((tmp_path / "killed").glob("electra_records/*/*/metadata.json"))
@@ -571,20 +570,19 @@ def test_workers_end_with_their_parent(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_at_once_build_once(tmp_path):
-    command = [
-        sys.executable, "-m", "electra_jax.prepare", f"--config={ROOT / 'configs/tiny.py'}",
-        "--config.tokenizer.vocab_size=1000", f"--config.data.directory={tmp_path / 'd'}",
-    ]  # fmt: skip
+    arguments = [f"--config={ROOT / 'configs/tiny.py'}", "--config.tokenizer.vocab_size=1000",
+                 f"--config.data.directory={tmp_path / 'd'}"]  # fmt: skip
     # The test holds the lock until both processes wait for it.
     (tmp_path / "d").mkdir()
     with filelock.FileLock(tmp_path / "d" / f".electra_jax-{storage.fingerprint(str(tmp_path / 'd'))}.lock"):
-        logs = [(tmp_path / f"{number}.log").open("w+") for number in range(2)]
-        env = process_env({"PYTHONUNBUFFERED": "1"})
-        both = [subprocess.Popen(command, env=env, cwd=tmp_path, stdout=log) for log in logs]
-        wait_until(lambda: all("waiting for another run" in Path(log.name).read_text() for log in logs))
+        both = [
+            Command("prepare", *arguments, cwd=tmp_path, env=process_env(), output=tmp_path / f"{number}.log")
+            for number in range(2)
+        ]
+        wait_until(lambda: all("waiting for another run" in process.text() for process in both))
         assert not list(tmp_path.glob("d/electra_records/*"))
     assert [process.wait(240) for process in both] == [0, 0]
-    assert sum("prepared in" in Path(log.name).read_text() for log in logs) == 1
+    assert sum("prepared in" in process.text() for process in both) == 1
 
 
 @pytest.mark.slow

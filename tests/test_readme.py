@@ -18,7 +18,7 @@ import pytest
 import zstandard
 
 import task_data
-from conftest import ROOT, SMALL, config_file, embedded_documents, in_one_process, run_module
+from conftest import ROOT, SMALL, config_file, embedded_documents, in_one_process, process_env
 from electra_jax import cli
 from electra_jax.config import Config
 from electra_jax.errors import UserError
@@ -243,7 +243,9 @@ def test_the_example_of_another_objective(tmp_path, corpus_file):
     for positions in ("all", "masked"):
         flags = [f"--config.objective.disc_positions={positions}", f"--workdir={positions}"]
         flags += ["--config.optimizer.learning_rate=5e-3"]
-        done = run_module("train", "--config=small.py", *flags, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+        command = [sys.executable, "-m", "electra_jax.train", "--config=small.py", *flags]
+        env = process_env({"PYTHONPATH": str(tmp_path)})
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         last = (tmp_path / positions / "metrics.jsonl").read_text().splitlines()[-1]
         recall[positions] = json.loads(last)["eval/disc_recall"]

@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from commands import Command
 from conftest import SMALL, config_file, in_one_process, process_env, run_module, sequences
 from electra_jax import cli
 from electra_jax.data import build, pipeline
@@ -34,18 +34,16 @@ def train(place, workdir, *overrides, **options) -> subprocess.CompletedProcess:
     return run_module("train", "--config=small.py", f"--workdir={workdir}", *overrides, cwd=place, **options)
 
 
-def start(place, workdir, *overrides) -> subprocess.Popen:
-    command = [sys.executable, "-m", "electra_jax.train", "--config=small.py", f"--workdir={workdir}", *overrides]
-    return subprocess.Popen(
-        command, cwd=place, env=process_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start(place, workdir, *overrides) -> Command:
+    arguments = ["--config=small.py", f"--workdir={workdir}", *overrides]
+    return Command("train", *arguments, cwd=place, env=process_env(), output=place / f"{time.monotonic_ns()}.log")
 
 
-def wait_for(condition, process, seconds=120) -> None:
+def wait_for(condition, process, seconds=600) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None or time.monotonic() > end:
-            raise AssertionError(f"ended or timed out before the moment came: {process.communicate()[0]}")
+            raise AssertionError(f"ended or timed out before the moment came: {process.text()}")
         time.sleep(0.002)
 
 
@@ -174,7 +172,7 @@ def test_killed_at_any_moment_it_ends_the_same(place, finished):
         process = start(place, "killed")
         wait_for(moment, process)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.wait()
         assert process.returncode == -signal.SIGKILL
     with open(progress, "a") as file:
         file.write('{"step": 19, "loss": 1.')  # a line cut short
@@ -195,7 +193,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(place, finished, number, st
     process = start(place, name)
     wait_for(lambda: (place / name / "metrics.jsonl").exists() and len(metrics(place / name)) >= 1, process)
     process.send_signal(number)
-    output = process.communicate()[0]
+    output = process.output()
     if "finished at step 20" in output:
         pytest.fail("the run was over before the signal came")
     assert process.returncode == status, output
@@ -334,7 +332,7 @@ def test_one_process_a_work_directory(place):
     wait_for(lambda: (place / "locked" / "metrics.jsonl").exists(), process)
     second = train(place, "locked")
     process.kill()
-    process.communicate()
+    process.wait()
     assert second.returncode == 2 and "another run is training there" in second.stderr
 
 
