@@ -67,7 +67,8 @@ def main(argv: list[str]) -> None:
         if args.push_to:
             print(f"published {hub.publish(made, args.push_to, 'main', 'fine-tuned', args.private)}")
         return
-    if finetuned := sorted(file.parent.parent.name for file in workdir.glob("*/model/task.json")):
+    finetuned = sorted(file.parent.parent.name for file in workdir.glob("*/model/task.json"))
+    if finetuned and not checkpoint.is_workdir(str(workdir)):
         if all(name.startswith("seed-") for name in finetuned):
             raise UserError(f"--workdir={args.workdir} is not finished: of its seeds there are {', '.join(finetuned)}")
         tasks = ", ".join(finetuned)

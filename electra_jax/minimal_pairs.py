@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
         help="JSON lines with sentence_good and sentence_bad, and maybe UID to group by",
     )
     args = cli.arguments(parser, argv)
+    cli.directory("--init", args.init)
     scorer = Scorer(encoder.load(args.init, with_head=True), args.per_token)
     right: dict[str, list[bool]] = collections.defaultdict(list)
     num_cut = num_equal = 0

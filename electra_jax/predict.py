@@ -14,7 +14,7 @@ from typing import IO
 
 import jax
 
-from electra_jax import cli
+from electra_jax import cli, storage
 from electra_jax.errors import UserError
 from electra_jax.tasks import batches, examples, folder, formats
 from electra_jax.tasks.config import TaskConfig
@@ -43,13 +43,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--batch_size", type=cli.positive, default=32, metavar="N")
     args = cli.arguments(parser, argv)
     form = _form(args.input, args.format)
-    if "-" not in (args.input, args.output) and os.path.realpath(args.input) == os.path.realpath(args.output):
+    if args.output != "-" and _is_same(args.input, args.output):
         raise UserError(f"--output={args.output} is the input, which would be lost")
     kind, model, params = folder.read(cli.local_path("--model", args.model))
     label = Labeller(kind, predicting(model, kind), jax.device_put(params), args.batch_size)
     name = "standard input" if args.input == "-" else args.input
     count = num_cut = 0
-    with _opened(args.input, "r", sys.stdin) as source, _opened(args.output, "w", sys.stdout) as target:
+    with _opened(args.input) as source, _made(args.output) as target:
         if form == "text":
             rows = _text(source, name, kind.task)
         else:  # no labels are read, whatever column training had them in
@@ -124,19 +124,52 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
         raise UserError(f"the input is no UTF-8 text ({error})") from None
 
 
-@contextlib.contextmanager
-def _opened(path: str, mode: str, standard: IO[str]) -> Iterator[IO[str]]:
-    if path == "-":
-        if isinstance(standard, io.TextIOWrapper):  # not where another program has put its own
-            standard.reconfigure(encoding="utf-8", errors="strict")  # whatever the locale is
-        yield standard
-        return
+def _is_same(source: str, target: str) -> bool:
+    """Whether the input is the file that the output would replace."""
     try:
-        file = open(Path(path).expanduser(), mode, encoding="utf-8")  # noqa: SIM115 - closed below
+        there = os.stat(sys.stdin.fileno() if source == "-" else Path(source).expanduser())
+        return os.path.isfile(target) and os.path.samestat(there, os.stat(target))
+    except OSError:  # not there, or no file
+        return False
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[IO[str]]:
+    """The input. Only a line feed ends a line, so that each has one answer."""
+    as_text = {"encoding": "utf-8", "errors": "strict", "newline": "\n"}  # whatever the locale is
+    if path == "-":
+        if isinstance(sys.stdin, io.TextIOWrapper):  # not where another program has put its own
+            sys.stdin.reconfigure(**as_text)
+        yield sys.stdin
+        return
+    with _open(path, "r", **as_text) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _made(path: str) -> Iterator[IO[str]]:
+    """Where the labels go. A file appears whole, under its name, or what was there before stays."""
+    if path == "-":
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", errors="strict")
+        yield sys.stdout
+        return
+    place = Path(path).expanduser()
+    if place.exists() and not place.is_file():  # a pipe
+        with _open(path, "w", encoding="utf-8") as file:
+            yield file
+        return
+    partial = storage.scratch(place)
+    with _open(str(partial), "w", encoding="utf-8") as file:
+        yield file
+    partial.replace(place)
+
+
+def _open(path: str, mode: str, **options) -> IO[str]:
+    try:
+        return Path(path).expanduser().open(mode, **options)
     except OSError as error:
         raise UserError(f"{path} cannot be opened ({error.strerror})") from None
-    with file:
-        yield file
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from scipy import stats
 
 import task_data
 from conftest import embedded_documents
+from electra_jax.config import TokenizerConfig
+from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.errors import UserError
 from electra_jax.interop import tokenizer_files
 from electra_jax.tasks import batches, metrics, squad
@@ -22,7 +24,7 @@ from electra_jax.tasks.examples import Answer, TaskExample
 from electra_jax.tasks.kinds import check_labels, check_vocabulary, cut_pair
 from electra_jax.tasks.labels import are_of_spans
 from electra_jax.tasks.of_kind import make_kind
-from runs import tokenizer
+from runs import TEXTS, tokenizer
 
 
 @pytest.fixture
@@ -716,6 +718,12 @@ def test_what_is_no_text_is_named(tmp_path):
         ('{"text": "a", "label": "\\ud800"}', r"label '\\ud800' holds half of a character"),
         ('{"text": "a \\ud800 b", "label": 1}', "train.jsonl:1: text holds half of a character, which is no text: 'a "),
         ('{"text": ["a", "b"], "label": 1}', r'train.jsonl:1: text must be text, not \["a", "b"\]'),
+        ('{"text": NaN, "label": 1}', "train.jsonl:1: text must be text, not NaN"),
+        ('{"text": "a", "label": NaN}', "train.jsonl:1: the label must be a name or a number, not NaN"),
+        (
+            '{"question": "a", "context": "b", "answers": [{"text": "b", "answer_start": Infinity}]}',
+            "train.jsonl:1: answers must be a list of",
+        ),
     ):
         (tmp_path / "train.jsonl").write_text(line + "\n" + '{"text": "b", "label": 0}')
         with pytest.raises(UserError, match=message):
@@ -726,6 +734,29 @@ def test_what_is_no_text_is_named(tmp_path):
     (tmp_path / "train.jsonl").write_bytes(b'{"text": "a", "label": 1}\n{"text": "\xff", "label": 0}\n')
     with pytest.raises(UserError, match="train.jsonl:2 is no UTF-8 text .* at byte 10 of the line"):
         load(tmp_path)
+
+
+def test_a_misspelt_field_of_tags_is_named(tmp_path):
+    rows = [{"tokens": ["a", "b"], "tags": ["X", "Y"], "pos": ["N", "V"]}, {"tokens": ["a"], "tags": ["X"]}]
+    task_data.write_lines(tmp_path / "train.jsonl", rows[:1])
+    assert load(tmp_path, label="pos").task.labels == ("N", "V") and load(tmp_path).task.labels == ("X", "Y")
+    for label, line in (("poss", 1), ("pos", 2)):
+        task_data.write_lines(tmp_path / "train.jsonl", rows)
+        with pytest.raises(UserError, match=f"train.jsonl:{line}: no field '{label}'; there are tokens, tags"):
+            load(tmp_path, label=label, kind="tagging")
+
+
+def test_squads_file_in_another_encoding_is_named_by_line(tmp_path):
+    (tmp_path / "train.json").write_text('{"data": [\n{"paragraphs": [{"context": "café ' + "x" * 3000, "latin-1")
+    with pytest.raises(UserError, match="train.json:2 is no UTF-8 text") as raised:
+        load(tmp_path)
+    assert len(str(raised.value)) < 300
+
+
+def test_a_carriage_return_ends_no_line(tmp_path):
+    (tmp_path / "train.tsv").write_bytes(b"text\tlabel\r\none\rtwo\t1\r\nthree\t0\r\n")
+    found = load(tmp_path).train["train"]
+    assert [(example.texts, example.where[-2:]) for example in found] == [(("one\rtwo",), ":2"), (("three",), ":3")]
 
 
 def test_long_fields_of_a_table(tmp_path):
@@ -1165,18 +1196,21 @@ def test_numbers_out_of_range(setting):
         task_config.from_dict({"task": {"path": "x"}, **setting})
 
 
-def test_answers_of_a_sentencepiece_vocabulary_begin_where_they_do():
-    made = tokenizer("unigram")
-    context = "The quick brown fox jumps over the lazy dog, twice."
+@pytest.mark.parametrize("answer", ["fox", "alle\u0301", "\u0915\u093f\u0924\u093e\u092c \u092e\u0947\u0902"])
+@pytest.mark.parametrize("vocabulary", ["unigram", "wordpiece"])
+def test_an_answer_is_whole_and_begins_where_it_does(vocabulary, answer):
+    """SentencePiece's pieces hold the space before a word; marks that tokenizers drop, or keep apart, are part of an answer."""
+    made = tokenizer_lib.train(TokenizerConfig(kind=vocabulary, vocab_size=300), TEXTS * 5)
+    context = f"The quick brown {answer} jumps over the lazy dog, twice."
     kind = make_kind(decided("question_answering", doc_stride=8, max_query_length=6), made)
-    example = TaskExample("", "q", ("Who?", context), label=(Answer("fox", 16),))
+    example = TaskExample("", "q", ("Who?", context), label=(Answer(answer, 16),))
     features = kind.features([example])
     outputs = [np.full((len(feature.input_ids), 2), -5.0) for feature in features]
     for feature, output in zip(features, outputs):
         if feature.target.any():
             output[feature.target[0], 0] = output[feature.target[1], 1] = 3.0
     (prediction,) = kind.predictions([example], features, outputs)
-    assert prediction.n_best[0][:2] == ("fox", 16)
+    assert prediction.n_best[0][:2] == (answer, 16)
 
 
 def test_submissions_are_named_with_spaces_or_without_and_for_labels_of_texts(tmp_path):

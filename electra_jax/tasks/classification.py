@@ -111,7 +111,7 @@ class Regression(_OfTexts):
         return np.mean(outputs, 0)
 
     def shown(self, example, prediction):
-        return {"score": round(float(prediction), 6)}
+        return {"score": float(f"{prediction:.7g}")}
 
     def for_export(self, params):
         output, width = params["output"], self.high - self.low

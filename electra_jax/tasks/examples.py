@@ -1,6 +1,7 @@
 """Examples of a task: rows of any format, turned into what the kinds of task work on."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -76,12 +77,17 @@ def text(row: Row, name: str) -> str:
 
 
 def _as_text(row: Row, name: str, value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or not _is_said(value):
         raise UserError(f"{row.where}: {name} must be text, not {json.dumps(value, default=str)[:60]}")
     found = str(value)
     if not is_text(found):
         raise UserError(f"{row.where}: {name} holds half of a character, which is no text: {found[:60]!a}")
     return found
+
+
+def _is_said(value: Any) -> bool:
+    """Not NaN or infinite, as programs write what is missing."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _question(row: Row, identity: str, takes_label: bool, needs_label: bool) -> TaskExample:
@@ -98,7 +104,7 @@ def _question(row: Row, identity: str, takes_label: bool, needs_label: bool) -> 
         answers = tuple(
             Answer(str(answer["text"]), int(answer["answer_start"])) for answer in given if answer["text"] != ""
         )
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         raise UserError(
             f"{row.where}: answers must be a list of {{text, answer_start}}, not {str(given)[:80]!r}"
         ) from None
@@ -142,8 +148,7 @@ def _sentence(
 
 def label_name(task: TaskConfig, row: Row) -> str:
     """The field of a row that holds its label, or the tags of its words."""
-    name = row.named(task.label)
-    return "tags" if task.kind == "tagging" and (task.label == "label" or name not in row.values) else name
+    return "tags" if task.kind == "tagging" and task.label == "label" else row.named(task.label)
 
 
 def tags(task: TaskConfig, row: Row, is_needed: bool) -> Sequence[Any] | None:
@@ -165,7 +170,7 @@ def given_label(task: TaskConfig, row: Row, is_needed: bool) -> Any:
 
 
 def _check_label(row: Row, what: str, label: Any) -> None:
-    if label is None or isinstance(label, (list, tuple, dict)) or not str(label).strip():
+    if label is None or isinstance(label, (list, tuple, dict)) or not str(label).strip() or not _is_said(label):
         shown = json.dumps(label, default=str)[:60]
         raise UserError(f"{row.where}: {what} must be a name or a number, not {shown}")
 

@@ -109,7 +109,7 @@ def rows(path: Path, task: TaskConfig) -> Iterator[Row]:
     if kind in ("", "tfds"):
         raise UserError(f"{path}: what is in it does not follow from its name; set config.task.format")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8", newline="\n") as file:
             yield from from_lines(file, str(path), kind, task)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
@@ -136,8 +136,9 @@ def from_lines(lines: Iterable[str], name: str, kind: str, task: TaskConfig) -> 
         return _tsv(lines, name, task)
     if kind == "squad":
         return _squad(lines, name)
+    field = "tags" if task.label == "label" else task.label.split("|")[0]
     return (
-        Row(where, number, {"tokens": words} if tags is None else {"tokens": words, "tags": tags})
+        Row(where, number, {"tokens": words} if tags is None else {"tokens": words, field: tags})
         for number, (where, words, tags) in enumerate(columns.sentences(lines, name, kind, task.label))
     )
 
@@ -209,6 +210,8 @@ def _squad(lines: Iterable[str], name: str) -> Iterator[Row]:
                     number += 1
     except json.JSONDecodeError as error:
         raise UserError(f"{name}:{error.lineno} is no JSON ({error.msg}); {_AS_SQUAD}") from None
+    except UnicodeDecodeError:
+        raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{name}, after {number:,} questions: not SQuAD's form, data > paragraphs > qas ({error!r}); {_AS_SQUAD}"

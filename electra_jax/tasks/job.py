@@ -1,6 +1,7 @@
 """A task and an encoder, and all that is made of both once: features, compiled steps, predictions."""
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from electra_jax import memory
+from electra_jax.data import tokenizer as tokenizer_lib
 from electra_jax.models.electra import Params
 from electra_jax.tasks import batches, kinds
 from electra_jax.tasks.config import FinetuneConfig, check_steps, resolve
@@ -131,6 +133,16 @@ class Job:
         """The pretrained weights with a fresh head, or all fresh."""
         params = self.program.fresh_params(seed)
         return params if self._pretrained is None else {**self._pretrained, "head": params["head"]}
+
+    def fingerprint(self) -> str:
+        """Identifies the encoder's weights and vocabulary, wherever they lie: sixteen characters."""
+        found = hashlib.sha256(tokenizer_lib.digest(self.encoder.tokenizer).encode())
+        if self._pretrained is None:
+            found.update(repr(self.encoder.model).encode())
+        else:
+            for leaf in jax.tree.leaves(self.on_host(self._pretrained)):
+                found.update(np.ascontiguousarray(leaf))
+        return found.hexdigest()[:16]
 
     def start_from(self, params: Params) -> None:
         """Makes the runs that follow begin with these encoder weights."""

@@ -4,6 +4,7 @@ As BERT does it (Devlin et al., 2019, section 4.2 and 4.3): long contexts are re
 is that of its first and last token, and [CLS] stands for no answer.
 """
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -125,9 +126,10 @@ class QuestionAnswering(Kind):
         found = []
         for start in starts:
             for end in ends[(ends >= start) & (ends < start + self.task.max_answer_length)]:
-                text = context[int(places[start, 0]) : int(places[end, 1])]
+                last = _with_marks(context, int(places[end, 1]))
+                text = context[int(places[start, 0]) : last]
                 # SentencePiece's pieces have the space before a word in them.
-                begin, text = int(places[end, 1]) - len(text.lstrip()), text.strip()
+                begin, text = last - len(text.lstrip()), text.strip()
                 if text:
                     found.append(Candidate(text, begin, float(output[start, 0] + output[end, 1])))
         return tuple(sorted(found, key=lambda one: -one.score)[:count])
@@ -184,6 +186,13 @@ def _best(
     if_not = np.asarray([measure(answers, "") for answers in given])
     threshold = squad.best_threshold(odds, if_answered, if_not)
     return threshold, float(np.where(odds > threshold, if_not, if_answered).mean()), if_answered, if_not
+
+
+def _with_marks(text: str, end: int) -> int:
+    """`end`, past the marks of the character before it: accents and vowel signs, which some tokenizers drop or keep apart."""
+    while end < len(text) and unicodedata.category(text[end]).startswith("M"):
+        end += 1
+    return end
 
 
 def _margins(size: int) -> np.ndarray:

@@ -138,11 +138,11 @@ def average(job: Job, done: Sequence[SeedResult]) -> dict[str, list[np.ndarray]]
 
 
 def best_of(job: Job, done: Sequence[SeedResult]) -> SeedResult:
-    """The seed with the best figure on validation; without one, the first."""
+    """The seed with the best figure on validation; without one, the first that learnt anything."""
 
-    def value(one: SeedResult) -> float:
+    def value(one: SeedResult) -> tuple[bool, float]:
         named = next((name for name in job.data.validation if name in one.figures), None)
-        return one.figures[named][job.metric] if named else -math.inf
+        return not one.is_collapsed, one.figures[named][job.metric] if named else -math.inf
 
     return max(done, key=value)
 

@@ -1,5 +1,6 @@
 """Several runs of one task, one after the other: a seed each, collapsed ones repeated, all put together."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +29,8 @@ def run(job: Job, workdir: epath.Path, say: Callable[[str], None]) -> dict[str, 
       UserError: where `workdir` holds another task's or configuration's runs.
       tasks.finetuning.Stopped: after a signal.
     """
-    distributed.first_then_others(lambda: _check_same(job, workdir), "--workdir")
+    fingerprint = job.fingerprint()
+    distributed.first_then_others(lambda: _check_same(job, fingerprint, workdir), "--workdir")
     config, done, collapsed = job.config, [], []
     following, restarts = config.seed + config.seeds, 0
     with Interrupts(job.program.mesh, config.train.hang_timeout) as interrupts:
@@ -112,18 +114,24 @@ def _still_rising(workdir: epath.Path, done: list[SeedResult], job: Job) -> str 
     return f"validation {job.metric} was still rising as training ended ({rising[0]}): raise train.epochs"
 
 
-def _check_same(job: Job, workdir: epath.Path) -> None:
-    """Refuses to mix runs whose configurations differ, except in settings that change no result."""
+def _check_same(job: Job, fingerprint: str, workdir: epath.Path) -> None:
+    """Refuses to mix runs of different encoders, data or configurations, except in settings that change no result."""
     file = workdir / "config.json"
     if (workdir / "checkpoints").is_dir():
         raise UserError(f"--workdir={workdir} holds a pretraining run; fine-tuning needs a directory of its own")
-    now = {"init": job.encoder.name, "data": job.data.digest, **config_loading.to_dict(job.config)}
-    text = json.dumps(now, indent=1)
-    free = {
-        name for name, (_, field) in config_values.leaves(job.config).items() if field.metadata["on_resume"] == "free"
-    }
+    # With what the data decide of the task, such as the labels that `info.json` names.
+    config = dataclasses.replace(job.config, task=job.data.task)
+    about = {"init": job.encoder.name, "encoder": fingerprint, "data": job.data.digest}
+    text = json.dumps(about | config_loading.to_dict(config), indent=1)
+    leaves = config_values.leaves(config).items()
+    free = {"init", *(name for name, (_, field) in leaves if field.metadata["on_resume"] == "free")}
     if file.is_file() and _has_begun(workdir):
         before, after = (_flat(json.loads(one)) for one in (file.read_text(), text))
+        if before.get("encoder") != fingerprint:
+            raise UserError(
+                f"{workdir} holds runs of another encoder, from {before.get('init')}, now from {job.encoder.name}: put it back, "
+                "or use another --workdir"
+            )
         for name in before.keys() | after.keys():
             if name not in free and before.get(name) != after.get(name):
                 raise UserError(
