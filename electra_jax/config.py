@@ -197,7 +197,7 @@ class OptimizerConfig:
     beta1: float = setting(0.9, "of Adam", WARN)
     beta2: float = setting(0.999, "of Adam", WARN)
     eps: float = setting(1e-6, "of Adam", WARN)
-    bias_correction: bool = setting(False, "Adam's correction of its moments for their start at 0", REFUSE)
+    bias_correction: bool = setting(False, "Adam's bias correction, as its moments start at 0", REFUSE)
     weight_decay: float = setting(0.01, "decoupled; not on biases and LayerNorm", WARN)
     decay_embeddings: bool = setting(True, "whether the embedding tables decay, as in the reference", WARN)
     clip_norm: float = setting(1.0, "norm of all gradients together that they are clipped to", WARN)

@@ -32,6 +32,8 @@ from electra_jax.workdir import locked
 
 # Tiny goes through the embedded corpus about ten times; small would do so thousands of times.
 _MANY_EPOCHS = 200
+# The recipes warm up over 1 % of a run or less.
+_LONG_WARMUP = 0.3
 
 
 def main(argv: list[str]) -> int:
@@ -164,6 +166,12 @@ def _never_reached(config: Config) -> Iterator[str]:
         yield (
             f"{what} leave nothing of config.train.num_train_steps={steps}: the learning rate never comes to "
             f"{optimizer.learning_rate:g}; lower them"
+        )
+    elif optimizer.schedule == "linear" and optimizer.warmup_steps > _LONG_WARMUP * steps:
+        peak = optimizer.learning_rate * (1 - optimizer.warmup_steps / steps)
+        yield (
+            f"config.optimizer.warmup_steps={optimizer.warmup_steps} is much of config.train.num_train_steps={steps}: as the "
+            f"linear schedule falls from step 0 on, the rate comes to {peak:.2g}, not {optimizer.learning_rate:g}; lower it"
         )
     if config.data.curriculum_steps and config.data.curriculum_steps[-1] >= steps:
         yield (

@@ -25,8 +25,8 @@ from electra_jax.errors import UserError
 from electra_jax.tasks import config as task_config
 from electra_jax.tasks.config import FinetuneConfig
 
-README = ROOT / "README.md"
-TEXT = README.read_text()
+TEXT = (ROOT / "README.md").read_text()
+TABLES = ROOT / "configs" / "README.md"
 SETTINGS = {"settings": Config, "settings of fine-tuning": FinetuneConfig}
 # Settings that fine-tuning refuses.
 OF_PRETRAINING_ALONE = {("checkpoint", "keep_period"), ("reporting", "profile_steps")}
@@ -68,7 +68,7 @@ def marked(name: str) -> re.Pattern:
     return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", re.S)
 
 
-def settings(config: type, name: str) -> str:
+def settings(config: type) -> str:
     """The table of every setting, generated from the code."""
     lines = ["| setting | default | |", "|---|---|---|"]
     for section in dataclasses.fields(config):
@@ -81,9 +81,7 @@ def settings(config: type, name: str) -> str:
             ]
         else:
             lines.append(_line(section.name, section, section.default))
-    of = name.removeprefix("settings").strip() or "of pretraining"
-    table = "\n".join(lines)
-    return f"<details><summary>Every setting {of}</summary>\n\n{table}\n\n</details>\n\n"
+    return "\n".join(lines) + "\n\n"
 
 
 def _line(name: str, field: dataclasses.Field, default: typing.Any) -> str:
@@ -105,10 +103,10 @@ def test_settings_that_the_table_of_fine_tuning_leaves_out_are_refused():
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_table_of_settings_is_that_of_the_code(name):
     """ELECTRA_JAX_WRITE_SETTINGS=1 writes it anew."""
-    table = settings(SETTINGS[name], name)
+    table = settings(SETTINGS[name])
     if os.environ.get("ELECTRA_JAX_WRITE_SETTINGS"):
-        README.write_text(marked(name).sub(lambda _: table, README.read_text(), count=1))
-    assert marked(name).search(README.read_text()).group(0) == table
+        TABLES.write_text(marked(name).sub(lambda _: table, TABLES.read_text(), count=1))
+    assert marked(name).search(TABLES.read_text()).group(0) == table
 
 
 def test_every_message_in_troubleshooting_is_in_the_code():
@@ -133,14 +131,13 @@ def _strings(path: Path) -> str:
 
 
 def test_links_lead_somewhere():
-    anchors = {
-        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", TEXT, re.M)
-    }
     for target in re.findall(r"\]\(([^)]+)\)", TEXT):
-        if target.startswith("#"):
-            assert target[1:] in anchors, target
-        elif not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+        if not target.startswith("http"):
+            file, _, anchor = target.partition("#")
+            text = (ROOT / file).read_text() if file.endswith(".md") else "" if file else TEXT
+            titles = re.findall(r"^#+ (.*)$", text, re.M)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert (ROOT / file).exists() and (not anchor or anchor in anchors), target
 
 
 # Appended to commands, where later words win. An imported model keeps its own sizes.

@@ -297,6 +297,17 @@ def test_what_a_run_is_too_short_for_is_said(schedule, warmup_steps):
     assert ends_at_zero(config) == (rates[-1] == 0)
 
 
+def test_a_long_warm_up_of_a_rate_that_falls_meanwhile_is_said():
+    """As where only the steps of a recipe were lowered."""
+    for schedule, warmup_steps, count in (("linear", 50, 1), ("linear", 25, 0), ("linear_after_warmup", 50, 0)):
+        optimizer = {"schedule": schedule, "warmup_steps": warmup_steps, "learning_rate": 5e-4}
+        config = small_config(train={"num_train_steps": 100}, optimizer=optimizer)
+        said = list(train._never_reached(config))
+        assert len(said) == count and all("comes to 0.00025, not 0.0005; lower it" in one for one in said)
+        if count:
+            assert max(learning_rate(jnp.arange(101), config)) == pytest.approx(2.5e-4)
+
+
 def test_a_curriculum_that_goes_beyond_the_run_is_said():
     curriculum = {"curriculum_lengths": (16,), "curriculum_steps": (50,)}
     for steps, count in ((51, 0), (50, 1)):

@@ -85,7 +85,7 @@ class FinetuneOptimizerConfig:
         "fixed", "the layer below the head: decays once, or as in the reference twice", REFUSE
     )
     weight_decay: float = setting(0.01, "decoupled; not on biases and LayerNorm", REFUSE)
-    bias_correction: bool = setting(False, "Adam's correction of its moments for their start at 0", REFUSE)
+    bias_correction: bool = setting(False, "Adam's bias correction, as its moments start at 0", REFUSE)
     clip_norm: float = setting(1.0, "norm of all gradients together that they are clipped to", REFUSE)
 
 
