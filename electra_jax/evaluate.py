@@ -23,6 +23,10 @@ def main(argv: list[str]) -> None:
     config = cli.apply_overrides(config_loading.to_dict(saved.config) | {"mesh": {}}, overrides)
     mesh = make_mesh(config.mesh)
     prepared = build.prepare(config, tokenizer=tokenizer_lib.from_json(saved.tokenizer))
+    if saved.data and saved.data != prepared.digest:
+        print(
+            f"WARNING: {prepared.directories[0]} holds other text than {origin} was trained on, and another part held out"
+        )
     cli.use_compilation_cache(cli.directory("--workdir", args.workdir).parent / "compilation_cache")
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)
     inputs = Inputs(setup, prepared)

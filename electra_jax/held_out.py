@@ -70,4 +70,4 @@ def _probe(probed: Probed, setup: Setup, prepared: Prepared, workdir: epath.Path
     named = encoder.PretrainedEncoder(
         str(workdir), setup.config.model, prepared.tokenizer, setup.config.data.max_seq_length, None
     )
-    return distributed.together(lambda: probe.Probe(*probed, named, workdir / "probe"), "the probe")
+    return distributed.together(lambda: probe.Probe(*probed, named, workdir / "probe", setup.mesh), "the probe")

@@ -15,6 +15,7 @@ from conftest import SMALL, config_file, process_env, run_module
 from electra_jax import compile
 from electra_jax.analysis import topology
 from electra_jax.analysis.flops import step_flops
+from electra_jax.config import MeshConfig
 from electra_jax.config_loading import from_dict
 from electra_jax.errors import UserError
 from electra_jax.models.electra import Architecture
@@ -235,6 +236,20 @@ def test_a_pass_that_sums_parts_wrongly_is_left_out():
     disabled = found.pop((2, 2))
     assert disabled == {"xla_disable_hlo_passes": "while-loop-all-reduce-code-motion"} and not any(found.values())
     jax.jit(lambda x: x, compiler_options=disabled)(1)
+
+
+def test_chips_of_two_devices_on_several_slices(monkeypatch):
+    """As v4 shows to the compiler: what goes over the slices is split between them, all else is within one."""
+    devices = [
+        types.SimpleNamespace(platform="tpu", slice_index=n // 8, core_on_chip=n % 2, id=n) for n in reversed(range(16))
+    ]
+    monkeypatch.setattr(partitioning, "Mesh", lambda devices, *_, **__: devices)  # JAX's takes none but its own
+    for sizes, across in (({"data": -1, "tensor": 2}, 0), ({"data": 1, "fsdp": -1}, 1)):
+        found = partitioning.make_mesh(MeshConfig(**sizes), devices)
+        slices = np.vectorize(lambda device: device.slice_index)(found)
+        assert found.size == 16
+        first, second = np.split(slices, 2, axis=across)
+        assert not first.any() and second.all()
 
 
 def test_topologies_by_name():

@@ -20,6 +20,7 @@ from commands import Command
 from conftest import ROOT, process_env, run_module
 from electra_jax import export, predict
 from electra_jax.cli import load_finetune_config
+from electra_jax.config import MeshConfig
 from electra_jax.errors import RunFailed, UserError
 from electra_jax.tasks import config as task_config
 from electra_jax.tasks import data as loading
@@ -27,6 +28,7 @@ from electra_jax.tasks import encoder, finetuning, folder, seeds
 from electra_jax.tasks import results as results_lib
 from electra_jax.tasks.job import Job
 from electra_jax.tasks.probe import Probe
+from electra_jax.training import partitioning
 from electra_jax.training.interrupts import Interrupts
 from runs import make_run
 from test_report import wandb_history
@@ -785,7 +787,40 @@ def test_a_probe_needs_something_to_report(place, tmp_path):
     task_data.write_lines(tmp_path / "train.jsonl", [{"text": "a", "label": n % 2} for n in range(8)])
     config = task_config.from_dict({"task": {"path": str(tmp_path), "max_length": 32}})
     with pytest.raises(UserError, match="no labelled validation or test set to report figures of"):
-        Probe(config, loading.load(config.task), encoder.load(str(place / "pretrained")), epath.Path(tmp_path / "s"))
+        mesh = partitioning.make_mesh(MeshConfig(), jax.devices()[:1])
+        Probe(
+            config, loading.load(config.task), encoder.load(str(place / "pretrained")), epath.Path(tmp_path / "s"), mesh
+        )
+
+
+def test_a_probe_is_on_the_runs_mesh_saves_nothing_and_may_fail(place, tmp_path, monkeypatch, capsys):
+    """On a TPU the order of devices depends on the mesh's shape: weights laid out on one mesh do not fit another."""
+    axes = (jax.sharding.AxisType.Auto,) * 3
+    mesh = jax.sharding.Mesh(
+        np.array(jax.devices()[1::-1]).reshape(1, 2, 1), ("data", "fsdp", "tensor"), axis_types=axes
+    )
+    pretrained = encoder.load(str(place / "pretrained"), with_head=True)
+    task = {"path": str(place / "classification"), "max_length": 32}
+    config = task_config.from_dict({"task": task, "train": {"epochs": 1.0}, "evaluation": {"select": "best"}})
+    without = dataclasses.replace(pretrained, params=None)
+    probe = Probe(config, loading.load(config.task), without, epath.Path(tmp_path / "scratch"), mesh)
+    monkeypatch.setattr(finetuning, "Checkpoints", None)  # which would be written, and waited for, before the run's own
+    with Interrupts(mesh, 0) as interrupts:
+        figures = probe(pretrained.params(mesh), interrupts)
+        assert figures.keys() == {"probe_accuracy"} and 0 < figures["probe_accuracy"] <= 1
+        assert not (tmp_path / "scratch").exists()
+        for text in ("RESOURCE_EXHAUSTED: out of memory", "INTERNAL: other"):
+
+            def fail(*arguments, text=text):
+                raise jax.errors.JaxRuntimeError(text)
+
+            monkeypatch.setattr(finetuning, "run", fail)
+            if text.startswith("RESOURCE"):
+                assert probe(pretrained.params(mesh), interrupts) == {}
+                assert "the probe gave nothing: RESOURCE_EXHAUSTED" in capsys.readouterr().out
+            else:
+                with pytest.raises(jax.errors.JaxRuntimeError):
+                    probe(pretrained.params(mesh), interrupts)
 
 
 @pytest.mark.slow

@@ -10,10 +10,12 @@ import time
 
 import numpy as np
 import pytest
+from etils import epath
 from sklearn.metrics import roc_auc_score
 
 from conftest import make_setup, small_config
 from electra_jax import report as command
+from electra_jax import storage
 from electra_jax.data import pipeline
 from electra_jax.errors import UserError
 from electra_jax.reporting import report, verdicts, writers
@@ -50,6 +52,18 @@ def test_verdicts_of_an_interrupted_run_are_replaced(tmp_path):
     for step, word in ((5, "a"), (10, "b"), (15, "c"), (10, "d")):
         verdicts.write(path, step, [[verdicts.Token(word, None, 0.5)]])
     assert verdicts.read(path) == {5: [[("a", None, 0.5)]], 10: [[("d", None, 0.5)]]}
+
+
+def test_verdicts_that_a_bucket_does_not_take_end_no_run(monkeypatch, capsys, tmp_path):
+    def fail(path, content):
+        raise ConnectionError("busy")
+
+    monkeypatch.setattr(verdicts, "rows", lambda path: [])
+    monkeypatch.setattr(storage, "write", fail)
+    verdicts.write(epath.Path("gs://bucket/verdicts.jsonl"), 5, [])
+    assert "verdicts.jsonl could not be written (busy); the verdicts of step 5 are left out" in capsys.readouterr().out
+    with pytest.raises(ConnectionError):
+        verdicts.write(tmp_path / "verdicts.jsonl", 5, [])
 
 
 class Page(html.parser.HTMLParser):

@@ -325,6 +325,8 @@ def test_other_data_under_the_same_name_are_refused(place, finished, tmp_path):
     shutil.rmtree(tmp_path / "d")
     rebuilt = train(place, tmp_path / "run", *own)
     assert rebuilt.returncode == 2 and "was trained on other data" in rebuilt.stderr
+    evaluated = run_module("evaluate", f"--workdir={tmp_path / 'run'}", cwd=place)
+    assert evaluated.returncode == 0 and "WARNING" in evaluated.stdout and "holds other text than" in evaluated.stdout
 
 
 def test_one_process_a_work_directory(place):

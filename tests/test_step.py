@@ -15,6 +15,7 @@ from conftest import ROOT, make_setup, sequences, small_config
 from electra_jax import train
 from electra_jax.data import pipeline
 from electra_jax.reporting.metrics import figures
+from electra_jax.training import step as step_lib
 from electra_jax.training.optimizer import ends_at_zero, is_decayed, learning_rate, make_optimizer
 from electra_jax.training.step import example_of, make_diagnosis
 
@@ -306,6 +307,17 @@ def test_a_long_warm_up_of_a_rate_that_falls_meanwhile_is_said():
         assert len(said) == count and all("comes to 0.00025, not 0.0005; lower it" in one for one in said)
         if count:
             assert max(learning_rate(jnp.arange(101), config)) == pytest.approx(2.5e-4)
+
+
+def test_replicas_are_parts_of_a_batch_to_the_compiler(monkeypatch, prepared):
+    """Their loop is one that its disabled pass would miscompile, as that of accumulation."""
+    told = []
+    monkeypatch.setattr(step_lib, "compiler_options", lambda mesh, parts: told.append(parts))
+    config = small_config(
+        train={"replicas": 2, "gradient_accumulation_steps": 2}, objective={"loss_mean": "per_replica"}
+    )
+    make_setup(config, prepared).train_step  # noqa: B018 - made when asked for
+    assert told == [4]
 
 
 def test_a_curriculum_that_goes_beyond_the_run_is_said():

@@ -39,11 +39,15 @@ def read_tokens(verdicts: Any, vocabulary: Sequence[str], pad: int) -> list[list
 
 def write(path: epath.Path, step: int, sequences: Sequence[Sequence[Token]]) -> None:
     """Adds the sequences of `step`, and drops what an interrupted run wrote from that step on."""
-    kept = [row for row in rows(path) if row["step"] < step]
-    text = "".join(
-        json.dumps(row, ensure_ascii=False) + "\n" for row in [*kept, {"step": step, "sequences": sequences}]
-    )
-    storage.write(path, text)
+    try:
+        kept = [row for row in rows(path) if row["step"] < step]
+        new = {"step": step, "sequences": sequences}
+        storage.write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*kept, new]))
+    except Exception as error:  # each kind of storage has its own
+        if not storage.is_remote(path):
+            raise
+        # A run is worth more than its reports.
+        print(f"WARNING: {path} could not be written ({error}); the verdicts of step {step} are left out", flush=True)
 
 
 def read(path: epath.Path) -> dict[int, list[list[Token]]]:

@@ -19,7 +19,7 @@ from electra_jax.reporting.writers import Console, JsonLines, is_evaluated, rows
 from electra_jax.tasks import batches
 from electra_jax.tasks.job import Job, Split
 from electra_jax.training import checkpoint, loop
-from electra_jax.training.checkpoint import Checkpoints, Saved
+from electra_jax.training.checkpoint import Checkpoints, NoCheckpoints, Saved
 from electra_jax.training.interrupts import Interrupts
 
 # Folders of the weights that were best on validation, each with its step.
@@ -85,7 +85,8 @@ class _Run:
         # A signal may have cut short the evaluation at the step where the run stands.
         is_due = bool(self._validation) and loop.is_evaluation_step(start.step, self._config)
         is_due = is_due and not is_evaluated(self._workdir / "metrics.jsonl", start.step)
-        checkpoints = Checkpoints(place, self._config.checkpoint)
+        # A probe begins anew each time; its notice of preemption is for saving the run that is probed.
+        checkpoints = NoCheckpoints() if job.is_probe else Checkpoints(place, self._config.checkpoint)
         reporter = self._reporter(start.step)
         tokenizer = job.kind.tokenizer.to_json()
         try:
@@ -158,7 +159,9 @@ class _Run:
 
     def _drop_surpassed(self) -> None:
         """Removes weights that a run resumed from the newest checkpoint would not keep."""
-        saved = max(checkpoint.saved_steps(self._workdir / "checkpoints"), default=0)
+        saved = max(
+            checkpoint.saved_steps(self._workdir / "checkpoints"), default=math.inf if self._job.is_probe else 0
+        )
         while len(self._best_steps) > 1 and self._best_steps[1] <= saved:
             surpassed = self._kept(self._best_steps.pop(0))
             if distributed.is_first():
@@ -188,7 +191,7 @@ class _Run:
 
     def _reporter(self, step: int) -> Reporter:
         total, size, writers = self._config.train.num_train_steps, self._config.train.batch_size, []
-        if self._job.is_silent and distributed.is_first():
+        if self._job.is_probe and distributed.is_first():
             writers = [JsonLines(self._workdir / "metrics.jsonl", step)]
         elif distributed.is_first():
             settings = config_loading.to_dict(self._job.config) | {"seed": self._seed, "init": self._job.encoder.name}
@@ -199,5 +202,5 @@ class _Run:
             return {"examples_per_second": size / seconds}
 
         interval = self._config.reporting.interval_steps
-        console = Console(total, step, is_silent=self._job.is_silent or not distributed.is_first())
+        console = Console(total, step, is_silent=self._job.is_probe or not distributed.is_first())
         return Reporter(console, writers, Health(0, total), interval, throughput, total)

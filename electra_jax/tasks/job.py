@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from electra_jax import memory
 from electra_jax.data import tokenizer as tokenizer_lib
@@ -21,7 +22,7 @@ from electra_jax.tasks.kinds import Feature
 from electra_jax.tasks.model import FineTuning, predictor
 from electra_jax.tasks.of_kind import make_kind, module_of, predicting
 from electra_jax.training.partitioning import replicated
-from electra_jax.training.setup import Program, mesh_of
+from electra_jax.training.setup import Program, check_batches, mesh_of
 
 _SOME = 500
 
@@ -48,6 +49,7 @@ class Job:
       train: features that are trained on.
       lengths: of the batches they are trained on in.
       splits: those that are predicted: the first validation split first.
+      is_probe: whether it has no progress to show, and nothing to go on from.
     """
 
     def __init__(
@@ -56,10 +58,10 @@ class Job:
         data: TaskData,
         encoder: PretrainedEncoder,
         say: Callable[[str], None],
-        is_silent: bool = False,
+        probed: Mesh | None = None,
     ):
-        """`say` takes lines of text; a silent job has no progress to show."""
-        self.is_silent = is_silent
+        """`say` takes lines of text. `probed` is the mesh of the run that this is a probe of, in place of `config.mesh`."""
+        self.is_probe = probed is not None
         self.config, self.data, self.encoder, self.say = config, data, encoder, say
         kinds.check_model(data.task, encoder.model, encoder.name)
         self.kind = make_kind(data.task, encoder.tokenizer)
@@ -80,7 +82,9 @@ class Job:
             for name, examples in part.items()
         ]
         self.run_config = resolve(config, encoder.model, len(self.train))
-        mesh, dropout = mesh_of(self.run_config), config.model.classifier_dropout
+        if probed:
+            check_batches(self.run_config, probed)
+        mesh, dropout = probed or mesh_of(self.run_config), config.model.classifier_dropout
         self.program = Program(
             self.run_config, FineTuning(data.task.kind, encoder.tokenizer.special.pad), encoder.tokenizer.vocab_size,
             mesh, module_of(self.kind, dropout),

@@ -1,6 +1,8 @@
 """What an encoder is worth while it is still being pretrained: a fine-tuning every so many steps."""
 
+import jax
 from etils import epath
+from jax.sharding import Mesh
 
 from electra_jax import distributed
 from electra_jax.errors import RunFailed, UserError
@@ -18,10 +20,12 @@ from electra_jax.training.interrupts import Interrupts
 class Probe:
     """A task, read once, whose fine-tuning begins anew with the weights of each call."""
 
-    def __init__(self, config: FinetuneConfig, data: TaskData, encoder: PretrainedEncoder, scratch: epath.Path):
-        """`encoder` is the one being pretrained, without weights. `scratch` is a folder that is removed after use."""
+    def __init__(
+        self, config: FinetuneConfig, data: TaskData, encoder: PretrainedEncoder, scratch: epath.Path, mesh: Mesh
+    ):
+        """`encoder`, without weights, is the one being pretrained on `mesh`. `scratch` is a folder that is removed after use."""
         self._scratch = scratch
-        self._job = Job(config, data, encoder, lambda text: distributed.say(f"the probe: {text}"), is_silent=True)
+        self._job = Job(config, data, encoder, lambda text: distributed.say(f"the probe: {text}"), mesh)
         # Validation if there is any: pretraining may be steered by this, which is not what a test set is for.
         self._split = self._job.validation or results.reported_split(self._job)
         if self._split is None:
@@ -38,17 +42,24 @@ class Probe:
         """
         job = self._job
         job.start_from(encoders.parts(params))
-        distributed.first_then_others(self._clear, "the probe")  # of what a run that was killed may have left
+        distributed.first_then_others(self._begin, "the probe")
         try:
             outcome = finetuning.run(job, job.config.seed, self._scratch, interrupts)
         except Stopped:
             return None
-        except RunFailed as failure:  # no reason to end the run that is probed
-            distributed.say(f"WARNING: the probe gave nothing: {failure}")
+        except (RunFailed, jax.errors.JaxRuntimeError) as failure:  # no reason to end the run that is probed
+            if isinstance(failure, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(failure):
+                raise
+            distributed.say(f"WARNING: the probe gave nothing: {str(failure).partition(chr(10))[0]}")
             return {}
         finally:
             self._clear()
         return {f"probe_{job.metric}": outcome.figures[self._split.name][job.metric]}
+
+    def _begin(self) -> None:
+        self._clear()  # of what a run that was killed may have left
+        if distributed.is_first():
+            self._scratch.mkdir(parents=True)
 
     def _clear(self) -> None:
         if distributed.is_first() and self._scratch.exists():

@@ -102,6 +102,23 @@ class Checkpoints:
         self._manager.close()
 
 
+class NoCheckpoints:
+    """In place of `Checkpoints` where nothing is worth going on from."""
+
+    def is_due(self) -> None:
+        """Neither due nor not: what the processes of the run around it have agreed on stays."""
+
+    def should_save(self, step: int, is_due: bool) -> bool:
+        del step, is_due
+        return False
+
+    def save(self, state: TrainState, saved: Saved) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def find(path: str) -> Origin:
     """The checkpoint that `DIR[@STEP]` names, the newest without a step; `DIR` is a work directory.
 

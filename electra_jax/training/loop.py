@@ -11,7 +11,7 @@ import jax
 from electra_jax.config import Config
 from electra_jax.models.electra import Params
 from electra_jax.reporting.reporter import NotFinite, Reporter
-from electra_jax.training.checkpoint import Checkpoints, Saved
+from electra_jax.training.checkpoint import Checkpoints, NoCheckpoints, Saved
 from electra_jax.training.interrupts import Interrupts
 from electra_jax.training.state import TrainState
 
@@ -44,7 +44,7 @@ def train(
     step_fn: Callable[[TrainState, jax.Array], tuple[TrainState, dict]],
     batches: Iterator[jax.Array],
     evaluate: Callable[[Params, int], Mapping[str, float] | None] | None,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | NoCheckpoints,
     saved: Saved,
     reporter: Reporter,
     interrupts: Interrupts,

@@ -35,12 +35,18 @@ class SpecialIds(Protocol):
 
 def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of `config` over all devices, or these; raises `UserError` where it or the batch do not fit them."""
-    mesh, train = partitioning.make_mesh(config.mesh, devices), config.train
+    mesh = partitioning.make_mesh(config.mesh, devices)
+    check_batches(config, mesh)
+    return mesh
+
+
+def check_batches(config: Config, mesh: Mesh) -> None:
+    """Raises `UserError` where the devices of `mesh` cannot share a batch of `config` evenly."""
+    train = config.train
     for phase in config.phases:
         of_curriculum = phase.end is not None and train.curriculum_batch_sizes
         name = "train.curriculum_batch_sizes" if of_curriculum else "train.batch_size"
         partitioning.check_batch(name, phase.batch_size, mesh, train.gradient_accumulation_steps, train.replicas)
-    return mesh
 
 
 def resolve(config: Config, mesh: Mesh) -> ModelConfig:

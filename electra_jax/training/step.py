@@ -103,8 +103,13 @@ def make_train_step(config: Config, architecture: Architecture, objective: Objec
         in_shardings=(shardings, NamedSharding(mesh, BATCH)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options(mesh, config.train.gradient_accumulation_steps),
+        compiler_options=compiler_options(mesh, _parts(config)),
     )
+
+
+def _parts(config: Config) -> int:
+    """What a batch is computed in, one after the other."""
+    return config.train.gradient_accumulation_steps * config.train.replicas
 
 
 def make_diagnosis(config: Config, architecture: Architecture, objective: Pretraining, mesh: Mesh):
@@ -129,7 +134,7 @@ def make_diagnosis(config: Config, architecture: Architecture, objective: Pretra
             "gradient_norms": {name: jnp.linalg.norm(leaf) for name, leaf in by_name(gradients).items()},
         }
 
-    options = compiler_options(mesh, config.train.gradient_accumulation_steps)
+    options = compiler_options(mesh, _parts(config))
     return jax.jit(diagnose, out_shardings=replicated(mesh), compiler_options=options)
 
 
