@@ -268,9 +268,7 @@ class ReportingConfig:
 class ProbeConfig:
     """A task that the encoder is fine-tuned on now and then, to see what it is worth so far."""
 
-    config: str = setting(
-        "", "fine-tuning, as configs/finetune/jsonl.py: one seed, on the run's mesh; none: no probe", FREE
-    )
+    config: str = setting("", "of fine-tuning, as configs/finetune/jsonl.py: one seed, same mesh; none: no probe", FREE)
     path: str = setting("", "the task's folder, where that file does not name it", FREE)
     interval_steps: int = setting(10_000, "steps between probes; also at the end", FREE)
 
