@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -551,10 +550,8 @@ def test_text_that_may_not_be_read(corpus_file, tmp_path, monkeypatch):
 def test_workers_end_with_their_parent(tmp_path):
     source = tmp_path / "text.txt"
     source.write_text("\n\n".join(documents(small_config().data)))
-    command = [
-        sys.executable, "-m", "electra_jax.prepare", f"--config={ROOT / 'configs/tiny.py'}",
-        f"--config.data.source={source}", "--config.data.shard_bytes=100000",
-    ]  # fmt: skip
+    config = f"--config={ROOT / 'configs/tiny.py'}"
+    arguments = [config, f"--config.data.source={source}", "--config.data.shard_bytes=100000"]
 
     def processes() -> list[str]:
         found = []
@@ -564,7 +561,9 @@ def test_workers_end_with_their_parent(tmp_path):
                     found.append(pid)
         return found
 
-    kill_when(command, tmp_path, lambda: len(processes()) > 3 and list(tmp_path.glob("datasets/corpora/*/[0-9]*.json")))
+    kill_when(
+        arguments, tmp_path, lambda: len(processes()) > 3 and list(tmp_path.glob("datasets/corpora/*/[0-9]*.json"))
+    )
     wait_until(lambda: not processes())
 
 
