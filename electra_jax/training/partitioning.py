@@ -69,7 +69,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     within = [filled[axis] // between[axis] for axis in filled]
     if len({getattr(device, "core_on_chip", 0) for device in devices}) > 1:
         # A chip that shows as two devices (v4 to the compiler without a TPU), which mesh_utils does not lay out.
-        of_slices = np.asarray(sorted(devices, key=lambda device: device.slice_index)).reshape(slices, *within)
+        of_slices = np.asarray(sorted(devices, key=lambda device: getattr(device, "slice_index", 0))).reshape(
+            slices, *within
+        )
         array = np.concatenate(of_slices, axis=list(filled).index(across))
     # An axis may be a part of a side of the torus: two devices of a side of four.
     elif slices > 1:
