@@ -53,7 +53,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 def _exhausted(error: Exception) -> RunFailed | None:
     """The failure behind an error that means a full disk or device memory, which every library reports differently; else None."""
-    import jax
+    from electra_jax import memory  # not at the top: it loads JAX, which reading a configuration does not need
 
     text = str(error)
     first = text.splitlines()[0][:200] if text else ""
@@ -61,7 +61,7 @@ def _exhausted(error: Exception) -> RunFailed | None:
         return RunFailed(
             f"a disk is full ({first}); what was saved before is whole, and the same command goes on from it"
         )
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:
+    if memory.is_exhausted(error):
         less = (
             "in training, train.gradient_accumulation_steps=2, a smaller batch, mesh.fsdp and, of pretraining, model.remat=full "
             "take less"

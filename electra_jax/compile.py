@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
-from electra_jax import cli
+from electra_jax import cli, memory
 from electra_jax.analysis import hlo, topology
 from electra_jax.analysis.flops import step_flops
 from electra_jax.analysis.topology import Topology
@@ -99,12 +99,12 @@ def compile_step(config: Config, slices: Topology, devices: list[jax.Device]) ->
     try:
         return Compiled(setup, setup.train_step.lower(setup.abstract, batch).compile())
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not memory.is_exhausted(error):
             raise
         if found := re.search(r"Used (\S+) of (\S+) ([sv]mem)", str(error)):
-            needed, there, memory = found.groups()
+            needed, there, of = found.groups()
             raise UserError(
-                f"a kernel needs {needed} of the {there} of {memory} that {slices} has; config.model.attention=reference does "
+                f"a kernel needs {needed} of the {there} of {of} that {slices} has; config.model.attention=reference does "
                 "without kernels"
             ) from None
         raise DoesNotFit(_overrun(str(error), config, slices)) from None
@@ -238,14 +238,14 @@ def _save_bytes(setup: Setup) -> int:
 
 def report(figures: dict[str, Any]) -> list[str]:
     """The figures as lines of text."""
-    memory, gib = figures["hbm_bytes"], 2**30
+    hbm, gib = figures["hbm_bytes"], 2**30
     mesh = " x ".join(f"{axis} {size}" for axis, size in figures["mesh"].items())
-    parts = ", ".join(f"{name} {memory[name] / gib:.2f}" for name in ("parameters", "optimizer", "activations"))
+    parts = ", ".join(f"{name} {hbm[name] / gib:.2f}" for name in ("parameters", "optimizer", "activations"))
     lines = [
         f"{figures['topology']}: {figures['chips']} chips, {figures['devices']} devices, mesh {mesh}",
         f"batch           {figures['batch_size']:,} x {figures['max_seq_length']} "
         f"({figures['batch_per_chip']:g} a chip, in {figures['gradient_accumulation_steps']} parts, remat {figures['remat']})",
-        f"memory, GiB     {memory['peak'] / gib:.2f} of {memory['limit'] / gib:.2f} a chip: {parts}",
+        f"memory, GiB     {hbm['peak'] / gib:.2f} of {hbm['limit'] / gib:.2f} a chip: {parts}",
         f"to save         {figures['save_bytes_per_host'] / gib:.2f} GiB by the busiest host, within a preemption's grace period",
         f"model FLOPs     {figures['model_flops']:.3e} a step, all chips",
     ]

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--step", type=int, help="which of its checkpoints (default: the newest)")
     cli.add_json(parser)
     args, overrides = cli.parse(parser, argv)
-    cli.directory("--workdir", args.workdir)
+    workdir = cli.directory("--workdir", args.workdir)
     origin = checkpoint.find_in(args.workdir, args.step)
     saved = checkpoint.read_saved(origin)
     # On the devices at hand, which need not be those it was trained on, nor divide the training batch evenly.
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
         print(
             f"WARNING: {prepared.directories[0]} holds other text than {origin} was trained on, and another part held out"
         )
-    cli.use_compilation_cache(cli.directory("--workdir", args.workdir).parent / "compilation_cache")
+    cli.use_compilation_cache(workdir.parent / "compilation_cache")
     setup = Setup.of(config, prepared.tokenizer.special, prepared.tokenizer.vocab_size, mesh)
     inputs = Inputs(setup, prepared)
     if not inputs.has_held_out:

@@ -25,6 +25,11 @@ def set_up() -> None:
             mallopt(option, value)
 
 
+def is_exhausted(error: Exception) -> bool:
+    """Whether an error says that the memory of a device does not suffice."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
 def settled(step: Callable[..., Any]) -> Callable[..., Any]:
     """`step`, a jitted function of (state, batch), kept from fragmenting its memory.
 

@@ -1,10 +1,9 @@
 """What an encoder is worth while it is still being pretrained: a fine-tuning every so many steps."""
 
-import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from electra_jax import distributed
+from electra_jax import distributed, memory
 from electra_jax.errors import RunFailed, UserError
 from electra_jax.models.electra import Params
 from electra_jax.tasks import encoder as encoders
@@ -47,8 +46,9 @@ class Probe:
             outcome = finetuning.run(job, job.config.seed, self._scratch, interrupts)
         except Stopped:
             return None
-        except (RunFailed, jax.errors.JaxRuntimeError) as failure:  # no reason to end the run that is probed
-            if isinstance(failure, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(failure):
+        except Exception as failure:
+            # These are no reason to end the run that is probed.
+            if not (isinstance(failure, RunFailed) or memory.is_exhausted(failure)):
                 raise
             distributed.say(f"WARNING: the probe gave nothing: {str(failure).partition(chr(10))[0]}")
             return {}
